@@ -1,0 +1,3 @@
+//! The `keelway` binary.
+
+fn main() {}

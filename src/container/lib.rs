@@ -1,0 +1,1 @@
+//! A supervised container: root file system, health, logs, restart, network.

@@ -1,0 +1,1 @@
+//! Rooted paths by descriptor, write-then-publish, locks, lazy deletion, append-only logs.

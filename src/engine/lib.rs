@@ -1,0 +1,1 @@
+//! A Plan to events: one dispatcher, cache keys, timeouts, cancellation.

@@ -1,0 +1,1 @@
+//! A Dockerfile lowered to a sub-plan of cached steps; COPY and ADD; the image's config and manifest.

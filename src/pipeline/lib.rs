@@ -1,0 +1,1 @@
+//! keelway.yml text to a checked definition to a Plan.

@@ -1,0 +1,1 @@
+//! OCI distribution: the client, and docker's credential config.

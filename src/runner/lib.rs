@@ -1,0 +1,1 @@
+//! Composition: pin, plan, run. Performs every Op.

@@ -1,0 +1,1 @@
+//! One isolated process: a Spec in, an Exit out.

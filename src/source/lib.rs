@@ -1,0 +1,1 @@
+//! git: a reference to a pinned commit to a tree.

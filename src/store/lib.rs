@@ -1,0 +1,1 @@
+//! The content store: blobs, snapshots, layers, keys, references, cache index.

@@ -1,0 +1,1 @@
+//! Real git servers: https with a test authority, loopback http, ssh; private repositories.

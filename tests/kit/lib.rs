@@ -1,0 +1,11 @@
+//! The test kit: hermetic environments, git servers, registries, the rig of hosts.
+//!
+//! It depends on no crate of Keelway: it starts real programs, among them the `keelway` binary, and
+//! looks at what they do. What it starts it ends, also when a test panics.
+
+pub mod base;
+pub mod env;
+pub mod git;
+pub mod load;
+pub mod registry;
+pub mod rig;

@@ -1,0 +1,1 @@
+//! The bounded load generator and its book of requests.
