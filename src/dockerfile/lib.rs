@@ -1,1 +1,18 @@
-//! Dockerfile text to typed instructions with spans; ignore patterns. Pure.
+//! Dockerfile text to typed instructions with spans; ignore patterns. Pure: no file is opened here.
+//!
+//! [`parse`] finds as many errors as it can at once. [`expand`](mod@expand) is the variable and quoting language of the
+//! instructions, [`ignore`] the patterns of `.dockerignore`, [`glob`] Go's `filepath.Match`.
+
+pub mod ast;
+pub mod expand;
+pub mod fuzz;
+pub mod glob;
+pub mod ignore;
+mod parser;
+
+pub use ast::{
+    Argument, Command, Directive, Dockerfile, Health, Heredoc, Instruction, Kind, Mount, MountKind, Run, Stage, Transfer, Trigger, Word,
+};
+pub use expand::{Environment, ExpandError, expand, expand_words};
+pub use ignore::{Ignore, IgnoreError, ignore_file_candidates};
+pub use parser::{parse, parse_trigger};
