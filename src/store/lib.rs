@@ -1,1 +1,36 @@
 //! The content store: blobs, snapshots, layers, keys, references, cache index.
+//!
+//! Many processes work on one store and there is no daemon, so everything here follows three rules:
+//! - what others may see is made under a private name in this process's run directory and published by
+//!   one rename; so `kill -9` at any instruction leaves the store valid;
+//! - names of content are derived from the content, so two processes that publish the same thing are
+//!   both right and the second finds it there;
+//! - what belongs to one process lives in its run directory, whose lock it holds for life; only a
+//!   directory whose lock can be taken is cleaned up.
+//!
+//! Layout: `version`, `blobs/sha256/<2>/<hex>`, `snapshots/<id>/{fs,meta.json}`, `layers/<hex>`, `refs/`,
+//! `cache/`, `locks/`, `runs/<id>/`, `trash/`.
+//!
+//! The store must not read the clock (but through the [`Clock`](keelway_model::Clock) given), print, or
+//! decide what a step means: it keeps what it is given.
+
+mod blob;
+mod cache;
+mod claim;
+mod error;
+mod key;
+mod layer;
+mod open;
+mod refs;
+mod snapshot;
+mod view;
+
+pub use blob::{BlobWriter, CommitError};
+pub use cache::CacheRecord;
+pub use claim::{Claim, ClaimError};
+pub use error::{OpenError, StoreError};
+pub use key::{KeyRules, Verdict, keep_everything};
+pub use layer::{Compression, Layer, UnpackError, UnpackLimits};
+pub use open::{ReapedRun, Store};
+pub use snapshot::{LAYER_TIME, SnapshotMeta, Upper};
+pub use view::View;
