@@ -1,1 +1,183 @@
-//! The rules of docs/architecture.md, checked.
+//! The rules of `docs/architecture.md`, checked on the tree itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is below the top").to_path_buf()
+}
+
+fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|n| n != "target") {
+                rust_files(&path, out);
+            }
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// Every Rust file below `src` and `tests`, with its path from the top.
+fn sources() -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    for dir in ["src", "tests"] {
+        rust_files(&top().join(dir), &mut files);
+    }
+    files.sort();
+    assert!(files.len() > 20, "the walk found only {} files", files.len());
+    files
+        .into_iter()
+        .map(|p| (p.strip_prefix(top()).unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&p).unwrap()))
+        .collect()
+}
+
+/// Lines that are code: no comment lines, and nothing from a `#[cfg(test)]` module on.
+fn product_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .take_while(|(_, l)| l.trim() != "#[cfg(test)]")
+        .filter(|(_, l)| !l.trim_start().starts_with("//"))
+        .map(|(i, l)| (i + 1, l))
+}
+
+fn is_test_file(path: &str) -> bool {
+    path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("/tests.rs") || path.contains("/examples/")
+}
+
+fn fail_with(broken: Vec<String>) {
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+/// `level | crate | .. | uses` rows of the table in docs/architecture.md.
+fn table() -> BTreeMap<String, (u32, BTreeSet<String>)> {
+    let text = fs::read_to_string(top().join("docs/architecture.md")).unwrap();
+    text.lines()
+        .filter_map(|l| {
+            let cells: Vec<&str> = l.trim_matches('|').split('|').map(str::trim).collect();
+            let level = cells[0].parse().ok()?;
+            (cells.len() == 4).then(|| (cells[1].to_owned(), (level, cells[3].split_whitespace().map(str::to_owned).collect())))
+        })
+        .collect()
+}
+
+#[test]
+fn crates_use_only_what_the_table_allows() {
+    let table = table();
+    let metadata = cargo_metadata::MetadataCommand::new().manifest_path(top().join("Cargo.toml")).no_deps().exec().unwrap();
+    let mut broken = Vec::new();
+    let mut seen = BTreeSet::new();
+    for package in metadata.packages {
+        let Some(name) = package.name.strip_prefix("keelway-").filter(|n| *n != "tests") else { continue };
+        seen.insert(name.to_owned());
+        let Some((level, uses)) = table.get(name) else {
+            broken.push(format!("{name}: not in the table"));
+            continue;
+        };
+        for dep in package.dependencies {
+            let Some(other) = dep.name.strip_prefix("keelway-") else { continue };
+            if dep.kind != cargo_metadata::DependencyKind::Normal || other == "tests" {
+                continue;
+            }
+            if !uses.contains(other) {
+                broken.push(format!("{name} uses {other}, which the table does not allow"));
+            }
+            if table.get(other).is_some_and(|(l, _)| l >= level) {
+                broken.push(format!("{name} (level {level}) uses {other}, which is not lower"));
+            }
+        }
+    }
+    broken.extend(table.keys().filter(|n| !seen.contains(*n)).map(|n| format!("{n}: in the table, but no such crate")));
+    fail_with(broken);
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_stays_readable() {
+    let mut broken = Vec::new();
+    for (path, text) in sources() {
+        if !text.starts_with("//!") {
+            broken.push(format!("{path}: does not open with //!"));
+        }
+        let lines = text.lines().count();
+        if lines > 800 {
+            broken.push(format!("{path}: {lines} lines; 800 is the end, 600 asks to be two files"));
+        }
+    }
+    fail_with(broken);
+}
+
+#[test]
+fn unsafe_code_is_only_in_the_sandbox() {
+    let mut broken = Vec::new();
+    for (path, text) in sources() {
+        let unsafe_lines =
+            text.lines().enumerate().filter(|(_, l)| !l.trim_start().starts_with("//") && l.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe"));
+        for (i, line) in unsafe_lines {
+            if !path.starts_with("src/sandbox/") && path != "tests/tidy.rs" {
+                broken.push(format!("{path}:{}: {}", i + 1, line.trim()));
+            }
+        }
+    }
+    fail_with(broken);
+}
+
+#[test]
+fn only_cli_prints_exits_and_reads_the_environment() {
+    const BANNED: [&str; 9] =
+        ["println!(", "eprintln!(", "print!(", "eprint!(", "process::exit(", "env::var(", "env::var_os(", "env::vars(", "env::vars_os("];
+    let mut broken = Vec::new();
+    for (path, text) in sources() {
+        if is_test_file(&path) || path.starts_with("src/cli/") || path.starts_with("src/sandbox/init") {
+            continue;
+        }
+        for (n, line) in product_lines(&text) {
+            if BANNED.iter().any(|b| line.contains(b)) {
+                broken.push(format!("{path}:{n}: {}", line.trim()));
+            }
+        }
+    }
+    fail_with(broken);
+}
+
+#[test]
+fn the_top_level_shows_the_layout_and_nothing_else() {
+    let allowed: BTreeSet<&str> = [
+        "Cargo.toml", "Cargo.lock", "src", "pipelines", "runners", "examples", "tests", "docs", "README.md", "LICENSE", "rust-toolchain.toml", "target",
+    ]
+    .into();
+    let extra: Vec<String> = fs::read_dir(top())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| !n.starts_with('.') && !allowed.contains(n.as_str()))
+        .collect();
+    fail_with(extra);
+}
+
+#[test]
+fn the_documented_exit_codes_are_the_ones_in_the_code() {
+    let rows = |text: &str| -> Vec<String> {
+        text.lines().filter(|l| l.starts_with("| ") && l.as_bytes()[2].is_ascii_digit()).map(str::to_owned).collect()
+    };
+    let documented = rows(&fs::read_to_string(top().join("docs/exit-codes.md")).unwrap());
+    let coded: Vec<String> =
+        keelway_model::ExitCode::ALL.iter().map(|c| format!("| {} | {} |", c.code(), c.meaning())).collect();
+    assert_eq!(documented, coded);
+}
+
+#[test]
+fn no_test_is_ignored_and_nothing_is_left_to_do() {
+    let ignored = ["#[", "ignore"].concat();
+    let later = [["to", "do!("].concat(), ["unimpl", "emented!("].concat()];
+    let mut broken = Vec::new();
+    for (path, text) in sources() {
+        for (i, line) in text.lines().enumerate() {
+            if line.trim_start().starts_with(&ignored) || later.iter().any(|l| line.contains(l.as_str())) {
+                broken.push(format!("{path}:{}: {}", i + 1, line.trim()));
+            }
+        }
+    }
+    fail_with(broken);
+}
