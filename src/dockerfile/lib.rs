@@ -11,8 +11,10 @@ pub mod ignore;
 mod parser;
 
 pub use ast::{
-    Argument, Command, Directive, Dockerfile, Health, Heredoc, Instruction, Kind, Mount, MountKind, Run, Stage, Transfer, Trigger, Word,
+    Argument, Command, Directive, Dockerfile, Health, Heredoc, Instruction, Kind, Mount, MountKind, Run,
+    Stage, Transfer, Trigger, Word,
 };
-pub use expand::{Environment, ExpandError, expand, expand_words};
+pub use expand::{Environment, ExpandError, expand, expand_heredoc, expand_words};
+pub use glob::Glob;
 pub use ignore::{Ignore, IgnoreError, ignore_file_candidates};
 pub use parser::{parse, parse_trigger};
