@@ -13,6 +13,7 @@
 mod checkout;
 mod dir_tree;
 mod error;
+pub mod fuzz;
 mod history;
 mod mirror;
 mod settings;

@@ -1,0 +1,11 @@
+//! Entries for fuzzing: each takes any bytes and must return.
+
+/// Repository addresses.
+pub fn fuzz_url(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for origin in [crate::Origin::CommandLine, crate::Origin::File] {
+        if let Ok(url) = crate::RepoUrl::parse(&text, origin) {
+            let _ = (url.to_string(), url.cache_name());
+        }
+    }
+}
