@@ -1,0 +1,179 @@
+//! What a proxy must do to headers before it passes a message on. Pure.
+//!
+//! hyper has parsed the message: conflicting lengths were refused, and where both a transfer coding and
+//! a length were given the length is gone (RFC 9112, 6.1). Here go the headers that concern one
+//! connection only, so that what is sent on is framed anew, by hyper, from the body it carries.
+
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::{Method, Request, StatusCode, Version};
+use std::net::IpAddr;
+
+/// Headers of one connection (RFC 9110, 7.6.1, and those that older software still sends).
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "upgrade",
+];
+
+/// Why a request is answered without being passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal(pub StatusCode, pub &'static str);
+
+/// Refuses what cannot be passed on safely.
+pub fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let headers = request.headers();
+    if request.method() == Method::CONNECT {
+        return Err(Refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this balancer is no tunnel: CONNECT is refused",
+        ));
+    }
+    if headers.contains_key(TRANSFER_ENCODING) {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let one_chunked = codings.next().is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"chunked"))
+            && codings.next().is_none();
+        if !one_chunked || headers.contains_key(CONTENT_LENGTH) {
+            return Err(Refusal(
+                StatusCode::BAD_REQUEST,
+                "the only transfer coding accepted is chunked, without a content length",
+            ));
+        }
+    }
+    match headers.get_all(HOST).iter().count() {
+        0 if request.version() == Version::HTTP_11 => {
+            Err(Refusal(StatusCode::BAD_REQUEST, "HTTP/1.1 needs a Host header"))
+        }
+        0 | 1 => Ok(()),
+        _ => Err(Refusal(StatusCode::BAD_REQUEST, "more than one Host header")),
+    }
+}
+
+/// Whether the message asks for, or agrees to, WebSocket: the only protocol that is passed through.
+pub fn is_websocket(headers: &HeaderMap) -> bool {
+    let lists_upgrade = tokens(headers).any(|t| t.eq_ignore_ascii_case("upgrade"));
+    lists_upgrade && headers.get(UPGRADE).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',').map(str::trim))
+}
+
+/// Removes what concerns one connection only, the headers that `Connection` names included.
+pub fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> =
+        tokens(headers).filter_map(|t| HeaderName::from_bytes(t.as_bytes()).ok()).collect();
+    for name in named {
+        // A message could otherwise have its own length or host removed on the way.
+        if name != CONTENT_LENGTH && name != HOST && name != TRANSFER_ENCODING {
+            headers.remove(name);
+        }
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+    headers.remove(TRANSFER_ENCODING);
+}
+
+/// Asks for, or agrees to, WebSocket on the next connection.
+pub fn set_websocket(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// Makes the headers of a request those that a backend shall get.
+pub fn towards_backend(headers: &mut HeaderMap, client: IpAddr, websocket: bool) {
+    strip(headers);
+    // Our own server answers it, as soon as the backend reads the body.
+    headers.remove(EXPECT);
+    if websocket {
+        set_websocket(headers);
+    } else {
+        // Each request has a connection of its own; see the module text of `proxy`.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let name = HeaderName::from_static("x-forwarded-for");
+    let mut chain: Vec<u8> = Vec::new();
+    for value in headers.get_all(&name) {
+        chain.extend_from_slice(value.as_bytes());
+        chain.extend_from_slice(b", ");
+    }
+    chain.extend_from_slice(client.to_string().as_bytes());
+    if let Ok(value) = HeaderValue::from_bytes(&chain) {
+        headers.insert(name, value);
+    }
+    headers.insert(HeaderName::from_static("x-forwarded-proto"), HeaderValue::from_static("http"));
+    if let Some(host) = headers.get(HOST).cloned() {
+        headers.insert(HeaderName::from_static("x-forwarded-host"), host);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut h = HeaderMap::new();
+        for (n, v) in pairs {
+            h.append(HeaderName::from_static(n), HeaderValue::from_static(v));
+        }
+        h
+    }
+
+    #[test]
+    fn what_concerns_one_connection_is_not_passed_on() {
+        let mut h = map(&[
+            ("host", "a"),
+            ("connection", "keep-alive, x-secret , content-length"),
+            ("x-secret", "1"),
+            ("content-length", "3"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("expect", "100-continue"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-proto", "https"),
+        ]);
+        towards_backend(&mut h, "198.51.100.7".parse().unwrap(), false);
+        for gone in ["x-secret", "te", "upgrade", "expect", "transfer-encoding"] {
+            assert!(!h.contains_key(gone), "{gone}");
+        }
+        assert_eq!(h["connection"], "close");
+        assert_eq!(h["content-length"], "3", "Connection cannot take the framing away");
+        assert_eq!(h["x-forwarded-for"], "192.0.2.1, 198.51.100.7");
+        assert_eq!(h["x-forwarded-proto"], "http");
+        assert_eq!(h["x-forwarded-host"], "a");
+    }
+
+    #[test]
+    fn only_websocket_is_an_upgrade() {
+        assert!(is_websocket(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")])));
+        assert!(!is_websocket(&map(&[("connection", "upgrade"), ("upgrade", "h2c")])));
+        assert!(!is_websocket(&map(&[("upgrade", "websocket")])));
+    }
+
+    #[test]
+    fn ambiguous_requests_are_refused() {
+        let request = |method: Method, pairs: &[(&'static str, &'static str)]| {
+            let mut r = Request::new(());
+            *r.method_mut() = method;
+            *r.headers_mut() = map(pairs);
+            check(&r).map_err(|r| r.0.as_u16())
+        };
+        assert_eq!(request(Method::GET, &[("host", "a")]), Ok(()));
+        assert_eq!(request(Method::GET, &[]), Err(400));
+        assert_eq!(request(Method::GET, &[("host", "a"), ("host", "b")]), Err(400));
+        assert_eq!(request(Method::CONNECT, &[("host", "a")]), Err(405));
+        assert_eq!(request(Method::POST, &[("host", "a"), ("transfer-encoding", "gzip, chunked")]), Err(400));
+        let both = [("host", "a"), ("transfer-encoding", "chunked"), ("content-length", "3")];
+        assert_eq!(request(Method::POST, &both), Err(400));
+        assert_eq!(request(Method::POST, &both[..2]), Ok(()));
+    }
+}
