@@ -188,3 +188,20 @@ pub enum WaitReason {
     /// All places to run are taken.
     Slots,
 }
+
+/// Where the events of a run go: the ledger, a terminal, a pipe. Called on a thread of its own, in order,
+/// every event exactly once.
+pub trait EventSink: Send {
+    /// Takes the events that gathered since the last call, in order of `seq`. When it returns `Ok`, a sink that
+    /// records has recorded them. A slow sink slows the run down; it never loses events. After an error the run is
+    /// cancelled and the sink is not called again.
+    fn events(&mut self, batch: &[RunEvent]) -> Result<(), SinkError>;
+}
+
+/// Why a sink can take no more events.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SinkError {
+    /// What failed, on what, what to do next.
+    pub message: String,
+}

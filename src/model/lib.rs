@@ -27,7 +27,7 @@ pub use cache::{CacheKey, KeyPart, MissReason};
 pub use clock::{Clock, Timestamp};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, SourceText, Span};
 pub use digest::{Digest, DigestParseError, Hasher};
-pub use event::{EventKind, LogStream, Outcome, RunEvent, SkipReason, WaitReason};
+pub use event::{EventKind, EventSink, LogStream, Outcome, RunEvent, SinkError, SkipReason, WaitReason};
 pub use exit::ExitCode;
 pub use ids::{Attempt, CommitId, NodeId, RunId, SnapshotId, StageName};
 pub use limits::Limits;
