@@ -1,0 +1,3 @@
+//! Authentication.
+#[derive(Default)]
+pub(crate) struct TokenCache;
