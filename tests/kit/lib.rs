@@ -4,8 +4,10 @@
 //! looks at what they do. What it starts it ends, also when a test panics.
 
 pub mod base;
+pub mod demo;
 pub mod env;
 pub mod git;
 pub mod load;
 pub mod registry;
 pub mod rig;
+pub mod tls;
