@@ -1,1 +1,50 @@
-//! One isolated process: a Spec in, an Exit out.
+//! One isolated process: a [`Spec`] in, an [`Exit`] out.
+//!
+//! Three processes take part. The **owner** ([`Launcher`], a part of Keelway with many threads) never
+//! forks: it spawns a sealed copy of its own binary as the **supervisor** and hands it the spec over a
+//! control socket. The supervisor stays outside the sandbox: it makes the cgroups, clones **PID 1** into
+//! new namespaces, relays signals and the end, and removes what is left. PID 1 builds the root, drops
+//! every power, forks the main process, reaps orphans and ends with the main process, which ends
+//! everything else in the pid namespace.
+//!
+//! Who dies with whom: the supervisor reads the end of the control socket when its owner dies (no
+//! parent-death signal there: that fires when a pool thread ends) and kills PID 1. PID 1 has one parent with
+//! one thread, so there a parent-death signal is right; it also reads the end of its own socket. The pid
+//! namespace dies with PID 1. What a dead owner left in the cgroup tree is removed by [`cgroup::reap`].
+//!
+//! This is the only crate with unsafe code, all of it in `sys`.
+
+mod bundle;
+pub mod cgroup;
+mod error;
+mod init;
+mod launcher;
+mod probe;
+mod proto;
+mod running;
+mod spec;
+mod sys;
+
+pub use bundle::oci_config;
+pub use cgroup::{BoxName, ParentName};
+pub use error::{Errno, ExecError, SetupError, SpawnError, WaitError};
+pub use init::init_main;
+pub use launcher::{INIT_ARGUMENT, Launcher, LauncherConfig, OverlayApi, Stdio};
+pub use probe::{Finding, Probe, ProbeFailure, probe};
+pub use running::{Exit, ExitKind, Handle, Running, Usage};
+pub use spec::{
+    Access, CapProfile, DEFAULT_PATH, MAX_LOWERS, Mount, MountKind, Network, Resource, Rlimit, RootFs, Spec,
+    SpecError, User,
+};
+
+/// For fuzzers: parsers of foreign bytes. None may panic.
+pub mod fuzz {
+    /// Frames of the control socket.
+    pub fn fuzz_frame(data: &[u8]) {
+        crate::proto::fuzz_frame(data);
+    }
+    /// Mount tables.
+    pub fn fuzz_mountinfo(data: &[u8]) {
+        let _ = crate::cgroup::Layout::from_mountinfo(data, |_| String::new());
+    }
+}

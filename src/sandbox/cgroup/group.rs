@@ -1,0 +1,327 @@
+//! Making, limiting, reading and removing the groups of one sandbox.
+
+use super::{BoxName, Controller, Layout, ParentName, Place};
+use crate::error::SetupError;
+use crate::running::Usage;
+use keelway_model::limits::DEFAULT_PIDS;
+use keelway_model::{Bytes, Limits};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Init itself counts as a process of the sandbox.
+const INIT_PIDS: u64 = 1;
+/// Period of the CPU limit in microseconds.
+const CPU_PERIOD: u64 = 100_000;
+/// How long removal and killing may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The groups one sandbox gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub layout: Layout,
+    pub parent: ParentName,
+    pub name: BoxName,
+    pub limits: Limits,
+}
+
+/// Groups that exist.
+#[derive(Debug)]
+pub(crate) struct Group {
+    dirs: Vec<(Place, PathBuf)>,
+    memory: Option<(bool, PathBuf)>,
+    pids: Option<PathBuf>,
+}
+
+impl Plan {
+    /// The controllers that are needed, with the hierarchies that have them.
+    fn wanted(&self) -> Result<Vec<(Controller, &Place)>, SetupError> {
+        let mut wanted = Vec::new();
+        for controller in Controller::ALL {
+            let asked = match controller {
+                Controller::Pids => self.limits.pids.is_some(),
+                Controller::Memory => self.limits.memory.is_some(),
+                Controller::Cpu => self.limits.cpu_millis.is_some(),
+            };
+            match self.layout.place(controller) {
+                Some(place) if asked || controller == Controller::Pids => wanted.push((controller, place)),
+                None if asked => {
+                    return Err(SetupError::Cgroup {
+                        action: format!("limit {} because this machine has no such controller:", controller.name()),
+                        path: self.dir(Path::new("/sys/fs/cgroup")),
+                        errno: nix::errno::Errno::ENODEV.into(),
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn dir(&self, root: &Path) -> PathBuf {
+        root.join(self.parent.as_str()).join(self.name.as_str())
+    }
+
+    /// Makes the groups and writes the limits. On error nothing of it stays.
+    pub(crate) fn create(&self) -> Result<Group, SetupError> {
+        let mut group = Group { dirs: Vec::new(), memory: None, pids: None };
+        match self.fill(&mut group) {
+            Ok(()) => Ok(group),
+            Err(e) => {
+                let _ = group.remove();
+                Err(e)
+            }
+        }
+    }
+
+    fn fill(&self, group: &mut Group) -> Result<(), SetupError> {
+        let wanted = self.wanted()?;
+        for (_, place) in &wanted {
+            if group.dirs.iter().any(|(p, _)| p == *place) {
+                continue;
+            }
+            let dir = self.dir(place.root());
+            let controllers: Vec<_> = wanted.iter().filter(|(_, p)| p == place).map(|(c, _)| *c).collect();
+            make(place, &self.parent, &dir, &controllers)?;
+            group.dirs.push(((*place).clone(), dir));
+        }
+        for (controller, place) in wanted {
+            let dir = self.dir(place.root());
+            let v2 = matches!(place, Place::V2(_));
+            match controller {
+                Controller::Pids => {
+                    let max = u64::from(self.limits.pids.unwrap_or(DEFAULT_PIDS)) + INIT_PIDS;
+                    write(&dir, "pids.max", &max.to_string())?;
+                    group.pids = Some(dir);
+                }
+                Controller::Memory => {
+                    if let Some(bytes) = self.limits.memory {
+                        limit_memory(&dir, v2, bytes)?;
+                    }
+                    group.memory = Some((v2, dir));
+                }
+                Controller::Cpu => {
+                    let quota = u64::from(self.limits.cpu_millis.unwrap_or(0)) * (CPU_PERIOD / 1000);
+                    // The kernel refuses less than a millisecond a period.
+                    let quota = quota.max(1000);
+                    if v2 {
+                        write(&dir, "cpu.max", &format!("{quota} {CPU_PERIOD}"))?;
+                    } else {
+                        write(&dir, "cpu.cfs_period_us", &CPU_PERIOD.to_string())?;
+                        write(&dir, "cpu.cfs_quota_us", &quota.to_string())?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The group directories, for an owner that has to clean up after its init.
+    pub(crate) fn groups(&self) -> Group {
+        let dirs = self.layout.places().into_iter().map(|p| (p.clone(), self.dir(p.root()))).collect();
+        Group { dirs, memory: None, pids: None }
+    }
+}
+
+fn limit_memory(dir: &Path, v2: bool, bytes: Bytes) -> Result<(), SetupError> {
+    let value = bytes.0.to_string();
+    if v2 {
+        write(dir, "memory.max", &value)?;
+        // Swap is part of the limit; a kernel without swap accounting has no such file.
+        write_if_there(dir, "memory.swap.max", "0")?;
+        return write_if_there(dir, "memory.oom.group", "1");
+    }
+    write(dir, "memory.limit_in_bytes", &value)?;
+    write_if_there(dir, "memory.memsw.limit_in_bytes", &value)
+}
+
+/// Makes the parents and the group itself; in the v2 tree also hands the controllers down.
+fn make(place: &Place, parent: &ParentName, dir: &Path, controllers: &[Controller]) -> Result<(), SetupError> {
+    // Another process may remove an empty parent between our two steps.
+    for attempt in 0..10 {
+        match fs::create_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && attempt < 9 => {
+                let mut at = place.root().to_owned();
+                for part in parent.as_str().split('/') {
+                    if matches!(place, Place::V2(_)) {
+                        hand_down(&at, controllers)?;
+                    }
+                    at.push(part);
+                    match fs::create_dir(&at) {
+                        Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+                        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("create", &at, e)),
+                        _ => {}
+                    }
+                }
+                if matches!(place, Place::V2(_)) && at.is_dir() {
+                    hand_down(&at, controllers)?;
+                }
+            }
+            Err(e) => return Err(failed("create", dir, e)),
+        }
+    }
+    Err(failed("create", dir, io::Error::from_raw_os_error(nix::libc::ENOENT)))
+}
+
+fn hand_down(dir: &Path, controllers: &[Controller]) -> Result<(), SetupError> {
+    let have = fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
+    let missing: Vec<String> = controllers
+        .iter()
+        .filter(|c| !have.split_whitespace().any(|h| h == c.name()))
+        .map(|c| format!("+{}", c.name()))
+        .collect();
+    if missing.is_empty() { Ok(()) } else { write(dir, "cgroup.subtree_control", &missing.join(" ")) }
+}
+
+fn failed(action: &str, path: &Path, error: io::Error) -> SetupError {
+    SetupError::Cgroup { action: action.into(), path: path.to_owned(), errno: error.into() }
+}
+
+/// cgroup files are written by one write to a file that exists; `create` would hide a missing controller.
+fn write(dir: &Path, file: &str, value: &str) -> Result<(), SetupError> {
+    put(dir, file, value).map_err(|e| failed(&format!("write {value:?} to {file} of"), dir, e))
+}
+
+fn put(dir: &Path, file: &str, value: &str) -> io::Result<()> {
+    use io::Write as _;
+    fs::OpenOptions::new().write(true).truncate(true).open(dir.join(file))?.write_all(value.as_bytes())
+}
+
+fn write_if_there(dir: &Path, file: &str, value: &str) -> Result<(), SetupError> {
+    match put(dir, file, value) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(&format!("write {value:?} to {file} of"), dir, e)),
+        _ => Ok(()),
+    }
+}
+
+fn number(dir: &Path, file: &str) -> Option<u64> {
+    fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok()
+}
+
+/// The value of one `key value` line.
+fn keyed(dir: &Path, file: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(dir.join(file)).ok()?;
+    text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+impl Group {
+    /// Puts a process (its threads and later children too) into every group.
+    pub(crate) fn join(&self, pid: i32) -> Result<(), SetupError> {
+        self.dirs.iter().try_for_each(|(_, dir)| write(dir, "cgroup.procs", &pid.to_string()))
+    }
+
+    /// What was counted so far; CPU time comes from elsewhere.
+    pub(crate) fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        if let Some((v2, dir)) = &self.memory {
+            let (events, peak) = if *v2 {
+                ("memory.events", "memory.peak")
+            } else {
+                ("memory.oom_control", "memory.max_usage_in_bytes")
+            };
+            usage.oom_kills = keyed(dir, events, "oom_kill").unwrap_or(0);
+            usage.peak_memory = number(dir, peak).map(Bytes);
+        }
+        if let Some(dir) = &self.pids {
+            usage.pids_refused = keyed(dir, "pids.events", "max").unwrap_or(0);
+        }
+        usage
+    }
+
+    /// Kills what is left inside and removes the groups. Missing ones are fine.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let end = Instant::now() + PATIENCE;
+        let mut first = Ok(());
+        for (_, dir) in &self.dirs {
+            if let Err(e) = remove_tree(dir, end) {
+                first = first.and(Err(e));
+            }
+        }
+        first
+    }
+}
+
+/// Kills every process of a group and of those below it, then removes them.
+fn remove_tree(dir: &Path, end: Instant) -> io::Result<()> {
+    loop {
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if Instant::now() >= end => return Err(e),
+            Err(_) => {}
+        }
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                remove_tree(&entry.path(), end)?;
+            }
+        }
+        kill_members(dir);
+        // A killed process leaves its group when the kernel gets to it; there is no event to wait for on v1.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn kill_members(dir: &Path) {
+    if put(dir, "cgroup.kill", "1").is_ok() {
+        return;
+    }
+    let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    for pid in members.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|p| *p > 1) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// Removes a launcher's empty parent groups.
+pub(crate) fn remove_parents(layout: &Layout, parent: &ParentName) {
+    for place in layout.places() {
+        let mut path = parent.as_str();
+        loop {
+            // Not empty (another launcher lives below) or not there: nothing to do.
+            if fs::remove_dir(place.root().join(path)).is_err() {
+                break;
+            }
+            match path.rsplit_once('/') {
+                Some((up, _)) => path = up,
+                None => break,
+            }
+        }
+    }
+}
+
+/// What [`reap`] removed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reaped {
+    /// Group directories that are gone now and were there before.
+    pub removed: Vec<PathBuf>,
+}
+
+/// A group of a dead run could not be removed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot remove the cgroup {path:?} of a dead run: {source}; processes in it do not die, look at its cgroup.procs")]
+pub struct ReapError {
+    /// Its directory.
+    pub path: PathBuf,
+    /// How it failed.
+    pub source: io::Error,
+}
+
+/// Kills what dead runs left and removes their groups. Only call it with parents whose owner is known to
+/// be dead (its lock was taken): everything below them dies.
+pub fn reap(layout: &Layout, parents: &[ParentName]) -> Result<Reaped, ReapError> {
+    let mut reaped = Reaped::default();
+    for parent in parents {
+        for place in layout.places() {
+            let path = place.root().join(parent.as_str());
+            if path.is_dir() {
+                let end = Instant::now() + PATIENCE;
+                remove_tree(&path, end).map_err(|source| ReapError { path: path.clone(), source })?;
+                reaped.removed.push(path);
+            }
+        }
+        remove_parents(layout, parent);
+    }
+    Ok(reaped)
+}

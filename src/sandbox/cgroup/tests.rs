@@ -1,0 +1,1 @@
+//! Recorded layouts, and limits written into directories that look like them.

@@ -1,0 +1,168 @@
+//! The owner's side: starts init from a sealed copy of the own binary and talks to it.
+//!
+//! Invariants: the owner never forks. It spawns (posix_spawn) a memfd that holds its own binary, sealed
+//! against any change (CVE-2019-5736), with the control socket as descriptor 0; everything else happens in
+//! that process. The socket's end is how init learns that its owner died.
+
+use crate::cgroup::{Layout, ParentName, Plan, remove_parents};
+use crate::error::{SetupError, SpawnError};
+use crate::proto::{self, Report, Request};
+use crate::running::Running;
+use crate::spec::Spec;
+use crate::sys;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio as ProcessStdio};
+use std::sync::{Arc, OnceLock};
+
+/// First argument of a re-executed init; see [`crate::init_main`].
+pub const INIT_ARGUMENT: &str = "__init";
+
+/// How the root is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OverlayApi {
+    /// The new mount interface where the kernel can do it, else mount(2).
+    #[default]
+    Auto,
+    /// mount(2) by descriptor paths, as kernels before 6.8 need it: fewer layers, the same result.
+    Legacy,
+}
+
+/// What a [`Launcher`] needs to know once.
+#[derive(Debug, Clone)]
+pub struct LauncherConfig {
+    /// The launcher's own cgroup path, for example `keelway/RUN`; no other living launcher may have it.
+    pub cgroup_parent: ParentName,
+    /// The binary that init is, whose `main` calls [`crate::init_main`] first; `None` is this one.
+    pub init: Option<PathBuf>,
+    /// The machine's cgroups; `None` looks.
+    pub layout: Option<Layout>,
+    /// How to mount.
+    pub overlay: OverlayApi,
+}
+
+impl LauncherConfig {
+    /// The usual one.
+    pub fn new(cgroup_parent: ParentName) -> Self {
+        Self { cgroup_parent, init: None, layout: None, overlay: OverlayApi::Auto }
+    }
+}
+
+/// Where the process reads and writes. Every descriptor is handed over as it is, so output of any size
+/// flows without passing the owner.
+#[derive(Debug)]
+pub struct Stdio {
+    /// Standard input.
+    pub stdin: OwnedFd,
+    /// Standard output.
+    pub stdout: OwnedFd,
+    /// Standard error.
+    pub stderr: OwnedFd,
+}
+
+impl Stdio {
+    /// Empty input, and both outputs into `output`.
+    pub fn output_to(output: OwnedFd) -> io::Result<Self> {
+        Ok(Self { stdin: null()?, stderr: output.try_clone()?, stdout: output })
+    }
+    /// Empty input, no output.
+    pub fn null() -> io::Result<Self> {
+        Ok(Self { stdin: null()?, stdout: null()?, stderr: null()? })
+    }
+}
+
+fn null() -> io::Result<OwnedFd> {
+    Ok(std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
+}
+
+/// Starts sandboxes; one a process is enough. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Launcher(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: LauncherConfig,
+    layout: Layout,
+    binary: OnceLock<OwnedFd>,
+}
+
+impl Launcher {
+    /// Looks at the machine; the binary is copied at the first [`Launcher::spawn`], so a run that needs no
+    /// process pays nothing.
+    pub fn new(config: LauncherConfig) -> Self {
+        let layout = config.layout.clone().unwrap_or_else(Layout::detect);
+        Self(Arc::new(Inner { config, layout, binary: OnceLock::new() }))
+    }
+
+    /// The cgroups found.
+    pub fn layout(&self) -> &Layout {
+        &self.0.layout
+    }
+
+    /// Builds the sandbox and returns when its program runs (was executed), or why it does not. Blocks for
+    /// some milliseconds.
+    pub fn spawn(&self, spec: &Spec, stdio: Stdio) -> Result<Running, SpawnError> {
+        spec.check()?;
+        let plan = Plan {
+            layout: self.0.layout.clone(),
+            parent: self.0.config.cgroup_parent.clone(),
+            name: spec.cgroup.clone(),
+            limits: spec.limits.clone(),
+        };
+        let (control, child) = self.start_init()?;
+        // From here on dropping it kills and reaps init.
+        let mut running = Running::new(child, control, self.clone(), plan.groups());
+        let request = Request {
+            spec: spec.clone(),
+            cgroups: plan,
+            legacy_overlay: self.0.config.overlay == OverlayApi::Legacy,
+        };
+        let fds = [stdio.stdin.as_raw_fd(), stdio.stdout.as_raw_fd(), stdio.stderr.as_raw_fd()];
+        let sent = proto::send(running.control(), &request, &fds);
+        drop(stdio);
+        if let Err(source) = sent {
+            return Err(SpawnError::Launch { action: "send it the spec", source });
+        }
+        match proto::receive::<Report>(running.control()) {
+            Ok(Some((Report::Started { pid, warnings }, mut fds))) if fds.len() == 1 => {
+                running.started(pid, fds.remove(0), warnings);
+                Ok(running)
+            }
+            Ok(Some((Report::Failed(error), _))) => {
+                running.failed();
+                Err(SpawnError::Setup(error))
+            }
+            Ok(Some(_)) => Err(SetupError::Protocol { detail: "an end before a start".into() }.into()),
+            Ok(None) => Err(SpawnError::InitLost { detail: running.post_mortem() }),
+            Err(e) => Err(SpawnError::InitLost { detail: e.to_string() }),
+        }
+    }
+
+    fn start_init(&self) -> Result<(UnixStream, Child), SpawnError> {
+        let launch = |action| move |source| SpawnError::Launch { action, source };
+        let binary = self.binary().map_err(launch("copy this program into memory"))?;
+        let (ours, theirs) = UnixStream::pair().map_err(launch("make its control socket"))?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()));
+        command.arg(INIT_ARGUMENT).env_clear();
+        command.stdin(OwnedFd::from(theirs)).stdout(ProcessStdio::null()).stderr(ProcessStdio::null());
+        let child = command.spawn().map_err(launch("execute it"))?;
+        Ok((ours, child))
+    }
+
+    fn binary(&self) -> io::Result<std::os::fd::BorrowedFd<'_>> {
+        if let Some(fd) = self.0.binary.get() {
+            return Ok(fd.as_fd());
+        }
+        let path = self.0.config.init.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+        let fd = sys::sealed_copy(&std::fs::File::open(path)?)?;
+        Ok(self.0.binary.get_or_init(|| fd).as_fd())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        remove_parents(&self.layout, &self.config.cgroup_parent);
+    }
+}

@@ -1,0 +1,221 @@
+//! A sandbox that runs, and how it ended.
+
+use crate::cgroup::Group;
+use crate::error::WaitError;
+use crate::launcher::Launcher;
+use crate::proto::{self, Order, Report};
+use crate::sys;
+use keelway_model::Bytes;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How the main process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExitKind {
+    /// It exited.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+    /// The memory limit: the kernel killed a process of the sandbox and the main process did not succeed.
+    OutOfMemory,
+    /// Somebody killed the sandbox's init; all its processes are dead, their end is not known.
+    InitKilled,
+}
+
+/// What it used, as far as the machine counts it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time, user and system, of all its processes.
+    pub cpu: Duration,
+    /// Most memory at one time; only counted under a memory limit.
+    pub peak_memory: Option<Bytes>,
+    /// Processes killed for want of memory.
+    pub oom_kills: u64,
+    /// Forks refused by the process limit.
+    pub pids_refused: u64,
+}
+
+/// The end of a sandbox. When it is seen, every process of the sandbox is dead and its mounts are gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// How.
+    pub kind: ExitKind,
+    /// What it used.
+    pub usage: Usage,
+}
+
+impl Exit {
+    /// Exit code 0.
+    pub fn success(&self) -> bool {
+        self.kind == ExitKind::Code(0)
+    }
+}
+
+/// How long the processes of a killed sandbox may take to die.
+const DEATH: Duration = Duration::from_secs(30);
+
+/// A running sandbox. Dropping it kills it and waits for its end.
+///
+/// `as_fd` is a descriptor that becomes readable when the sandbox has ended, for async callers:
+/// [`Running::wait`] does not block for long then.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    shared: Arc<Shared>,
+    pid: i32,
+    warnings: Vec<String>,
+    exit: Option<Exit>,
+    groups: Group,
+    // The launcher removes its parent group when the last sandbox is gone.
+    _launcher: Launcher,
+}
+
+#[derive(Debug)]
+struct Shared {
+    control: UnixStream,
+    /// PID 1 of the sandbox, once it runs.
+    init: Mutex<Option<OwnedFd>>,
+}
+
+/// Signals a sandbox while another thread waits for it. Cheap to clone; harmless after its end.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Shared>);
+
+impl Handle {
+    /// Sends a signal to the main process. A sandbox that has ended is no error.
+    pub fn signal(&self, signal: i32) -> Result<(), WaitError> {
+        let _one_at_a_time = self.0.init.lock().unwrap_or_else(PoisonError::into_inner);
+        match proto::send(self.0.control.as_fd(), &Order::Signal(signal), &[]) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe || e.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            other => other.map_err(|source| WaitError::Io { action: "signal", source }),
+        }
+    }
+
+    /// Kills all its processes at once, by killing PID 1 of its pid namespace.
+    pub fn kill(&self) -> Result<(), WaitError> {
+        match &*self.0.init.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(pidfd) => match sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
+                Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+                Err(e) => Err(WaitError::Io { action: "kill", source: e.into() }),
+            },
+            None => Ok(()),
+        }
+    }
+}
+
+impl AsFd for Running {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.control.as_fd()
+    }
+}
+
+impl Running {
+    pub(crate) fn new(child: Child, control: UnixStream, launcher: Launcher, groups: Group) -> Self {
+        let shared = Arc::new(Shared { control, init: Mutex::new(None) });
+        Self { child, shared, pid: 0, warnings: Vec::new(), exit: None, groups, _launcher: launcher }
+    }
+
+    pub(crate) fn control(&self) -> BorrowedFd<'_> {
+        self.shared.control.as_fd()
+    }
+
+    pub(crate) fn started(&mut self, pid: i32, init: OwnedFd, warnings: Vec<String>) {
+        self.pid = pid;
+        self.warnings = warnings;
+        *self.shared.init.lock().unwrap_or_else(PoisonError::into_inner) = Some(init);
+    }
+
+    /// Init has said why it failed and is cleaning up: let it.
+    pub(crate) fn failed(&mut self) {
+        let _ = self.child.wait();
+        self.exit = Some(Exit { kind: ExitKind::InitKilled, usage: Usage::default() });
+    }
+
+    /// What is known of an init that ended without a word.
+    pub(crate) fn post_mortem(&mut self) -> String {
+        match self.child.wait() {
+            Ok(status) => status.to_string(),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    /// Process id, on this machine, of the sandbox's PID 1.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// What the machine did not allow but the sandbox can do without.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// For other threads.
+    pub fn handle(&self) -> Handle {
+        Handle(self.shared.clone())
+    }
+
+    /// See [`Handle::signal`].
+    pub fn signal(&self, signal: i32) -> Result<(), WaitError> {
+        self.handle().signal(signal)
+    }
+
+    /// See [`Handle::kill`].
+    pub fn kill(&self) -> Result<(), WaitError> {
+        self.handle().kill()
+    }
+
+    /// Blocks until it has ended and everything of it is gone; the same answer again afterwards.
+    pub fn wait(&mut self) -> Result<Exit, WaitError> {
+        if let Some(exit) = &self.exit {
+            return Ok(exit.clone());
+        }
+        let report = proto::receive::<Report>(self.shared.control.as_fd());
+        let exit = match report {
+            Ok(Some((Report::Ended { kind, usage }, _))) => {
+                self.child.wait().map_err(|source| WaitError::Io { action: "wait for", source })?;
+                Exit { kind, usage }
+            }
+            // The supervisor is gone: the kernel kills PID 1 with it, and with PID 1 all others.
+            Ok(_) | Err(_) => self.bury()?,
+        };
+        self.exit = Some(exit.clone());
+        Ok(exit)
+    }
+
+    /// Makes sure that everything is dead and removed when the supervisor could not.
+    fn bury(&mut self) -> Result<Exit, WaitError> {
+        let io = |action| move |source| WaitError::Io { action, source };
+        self.kill()?;
+        if let Some(pidfd) = &*self.shared.init.lock().unwrap_or_else(PoisonError::into_inner) {
+            let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            let timeout = PollTimeout::try_from(DEATH).unwrap_or(PollTimeout::MAX);
+            if poll(&mut fds, timeout).map_err(|e| io("wait for")(e.into()))? == 0 {
+                return Err(WaitError::Stuck { seconds: DEATH.as_secs() });
+            }
+        }
+        // It may be alive and broken, not only dead.
+        let _ = self.child.kill();
+        self.child.wait().map_err(io("wait for"))?;
+        self.groups.remove().map_err(io("remove the cgroups of"))?;
+        Ok(Exit { kind: ExitKind::InitKilled, usage: Usage::default() })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.exit.is_some() {
+            return;
+        }
+        // Where it has not started yet there is no pidfd: the end of the socket tells init.
+        let _ = self.kill();
+        let _ = self.shared.control.shutdown(std::net::Shutdown::Write);
+        let _ = self.wait();
+    }
+}

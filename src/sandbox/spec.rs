@@ -1,0 +1,344 @@
+//! What one sandbox is asked to be: plain data, made by the caller, sent to init as it is.
+//!
+//! Invariants: every id is a number (names are resolved by whoever can read the image), every
+//! host path is absolute and trusted, every path inside the root is hostile and resolved by init
+//! beneath the root only. Nothing here opens a file.
+
+use crate::cgroup::BoxName;
+use keelway_model::{Bytes, Limits};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Lower directories one overlay can hold; the kernel's own bound.
+pub const MAX_LOWERS: usize = 500;
+/// Environment and arguments together, in bytes; below the kernel's bound for one exec.
+pub const MAX_ARGUMENT_BYTES: usize = 1 << 20;
+/// Content of one [`MountKind::File`], in bytes.
+pub const MAX_FILE_CONTENT: usize = 1 << 20;
+
+/// The root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootFs {
+    /// Writable: what the process changes is in `upper` afterwards.
+    Overlay {
+        /// Lowest first; may be empty, at most [`MAX_LOWERS`].
+        lowers: Vec<PathBuf>,
+        /// Takes the changes.
+        upper: PathBuf,
+        /// Overlayfs's own directory: empty, on the file system of `upper`, thrown away afterwards.
+        work: PathBuf,
+    },
+    /// Nothing below `/` can be written but the mounts of the spec.
+    ReadOnly {
+        /// Lowest first; at least one.
+        lowers: Vec<PathBuf>,
+    },
+}
+
+/// Who the process is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct User {
+    /// User id; `u32::MAX` is refused.
+    pub uid: u32,
+    /// Group id; `u32::MAX` is refused.
+    pub gid: u32,
+    /// Supplementary groups, and no others.
+    pub groups: Vec<u32>,
+}
+
+/// The network it sees.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// A network namespace of its own with nothing but its loopback, which is up.
+    #[default]
+    None,
+    /// The machine's.
+    Host,
+    /// The namespace that this file names, for example `/run/netns/x` or `/proc/PID/ns/net`.
+    Join(PathBuf),
+}
+
+/// May a bind mount be written?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// No.
+    ReadOnly,
+    /// Yes.
+    ReadWrite,
+}
+
+/// What is mounted. Every mount is nosuid and nodev.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountKind {
+    /// A file or directory of the host (with what is mounted below it).
+    Bind {
+        /// Absolute path on the host.
+        source: PathBuf,
+        /// Read-only or not.
+        access: Access,
+    },
+    /// An empty directory in memory.
+    Tmpfs {
+        /// At most so much.
+        size: Bytes,
+        /// Mode of its root, for example `0o1777`.
+        mode: u32,
+    },
+    /// A read-only file with this content, present only while the process runs.
+    File {
+        /// The bytes, at most [`MAX_FILE_CONTENT`].
+        content: Vec<u8>,
+        /// Its mode, for example `0o644`.
+        mode: u32,
+    },
+}
+
+/// One mount beyond the standard ones. Its mount point is made when the root lacks it, and does not
+/// stay in the upper directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Absolute path inside the root; symbolic links of the image are followed inside the root.
+    pub target: PathBuf,
+    /// What.
+    pub kind: MountKind,
+}
+
+/// Which capabilities stay (bounding, effective and permitted; the others are empty).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CapProfile {
+    /// The 14 that containerd and Docker give by default: for a Dockerfile's RUN.
+    Build,
+    /// Without `NET_RAW`, `MKNOD`, `AUDIT_WRITE` and `SETFCAP`: for pipeline steps and replicas.
+    Step,
+}
+
+/// A resource limit of the process, as setrlimit(2) has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// Which.
+    pub resource: Resource,
+    /// Soft limit.
+    pub soft: u64,
+    /// Hard limit. Where it cannot be raised the highest possible value is taken, with a warning.
+    pub hard: u64,
+}
+
+/// The resources that a [`Rlimit`] may bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resource {
+    /// Core dumps in bytes; zero unless asked for.
+    Core,
+    /// Open files; 1024 to 524288 unless asked for.
+    OpenFiles,
+    /// Largest file in bytes.
+    FileSize,
+    /// Stack in bytes.
+    Stack,
+    /// Locked memory in bytes.
+    LockedMemory,
+}
+
+/// Everything about one sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The root file system.
+    pub root: RootFs,
+    /// Program and arguments; a program without `/` is searched in the `PATH` of `env`.
+    pub argv: Vec<String>,
+    /// The whole environment; nothing is added.
+    pub env: Vec<(String, String)>,
+    /// Working directory, absolute; it must exist.
+    pub cwd: PathBuf,
+    /// Who.
+    pub user: User,
+    /// Host name.
+    pub hostname: String,
+    /// Network.
+    pub network: Network,
+    /// Mounts beyond /proc, /sys and /dev, in order.
+    pub mounts: Vec<Mount>,
+    /// Bounds; processes have one in any case ([`keelway_model::limits::DEFAULT_PIDS`]).
+    pub limits: Limits,
+    /// Capabilities.
+    pub caps: CapProfile,
+    /// Name of its cgroup below the launcher's; unique among the living sandboxes of the launcher.
+    pub cgroup: BoxName,
+    /// Resource limits beyond the defaults.
+    pub rlimits: Vec<Rlimit>,
+    /// Size of /dev/shm.
+    pub shm_size: Bytes,
+    /// What user id 0 of the root's files is on disk. Only 0 until user namespaces come.
+    pub id_offset: u32,
+}
+
+impl Spec {
+    /// A sandbox that runs `argv` as root in `/` without a network; set the other fields afterwards.
+    pub fn new(root: RootFs, argv: Vec<String>, cgroup: BoxName) -> Self {
+        Self {
+            root,
+            argv,
+            env: vec![("PATH".into(), DEFAULT_PATH.into())],
+            cwd: PathBuf::from("/"),
+            user: User::default(),
+            hostname: "keelway".into(),
+            network: Network::None,
+            mounts: Vec::new(),
+            limits: Limits::default(),
+            caps: CapProfile::Step,
+            cgroup,
+            rlimits: Vec::new(),
+            shm_size: Bytes(64 << 20),
+            id_offset: 0,
+        }
+    }
+
+    /// Checks what can be checked without the machine.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let lowers = match &self.root {
+            RootFs::Overlay { lowers, upper, work } => {
+                absolute("the upper directory", upper)?;
+                absolute("the work directory", work)?;
+                lowers
+            }
+            RootFs::ReadOnly { lowers } if lowers.is_empty() => return Err(SpecError::NoLowers),
+            RootFs::ReadOnly { lowers } => lowers,
+        };
+        if lowers.len() > MAX_LOWERS {
+            return Err(SpecError::TooManyLowers { count: lowers.len() });
+        }
+        lowers.iter().try_for_each(|l| absolute("a lower directory", l))?;
+        if self.argv.first().is_none_or(String::is_empty) {
+            return Err(SpecError::NoProgram);
+        }
+        let words = self.argv.iter().chain(self.env.iter().flat_map(|(k, v)| [k, v]));
+        if words.clone().any(|w| w.contains('\0')) {
+            return Err(SpecError::Nul);
+        }
+        let bytes: usize = words.map(|w| w.len() + 2).sum();
+        if bytes > MAX_ARGUMENT_BYTES {
+            return Err(SpecError::ArgumentsTooLong { bytes });
+        }
+        if let Some((name, _)) = self.env.iter().find(|(k, _)| k.is_empty() || k.contains('=')) {
+            return Err(SpecError::EnvName { name: name.clone() });
+        }
+        absolute("the working directory", &self.cwd)?;
+        if [self.user.uid, self.user.gid].iter().chain(&self.user.groups).any(|id| *id == u32::MAX) {
+            return Err(SpecError::Id);
+        }
+        if self.user.groups.len() > 65_536 {
+            return Err(SpecError::TooManyGroups { count: self.user.groups.len() });
+        }
+        if self.hostname.is_empty() || self.hostname.len() > 64 || self.hostname.contains('\0') {
+            return Err(SpecError::Hostname { hostname: self.hostname.chars().take(80).collect() });
+        }
+        if self.id_offset != 0 {
+            return Err(SpecError::IdOffset { offset: self.id_offset });
+        }
+        if let Network::Join(path) = &self.network {
+            absolute("the network namespace", path)?;
+        }
+        for mount in &self.mounts {
+            absolute("the target of a mount", &mount.target)?;
+            if mount.target.components().count() < 2 {
+                return Err(SpecError::MountOverRoot);
+            }
+            match &mount.kind {
+                MountKind::Bind { source, .. } => absolute("the source of a bind mount", source)?,
+                MountKind::File { content, .. } if content.len() > MAX_FILE_CONTENT => {
+                    return Err(SpecError::FileTooLarge { target: mount.target.clone(), bytes: content.len() });
+                }
+                MountKind::File { .. } | MountKind::Tmpfs { .. } => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `PATH` where nothing else is said, as container images expect it.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn absolute(what: &'static str, path: &Path) -> Result<(), SpecError> {
+    if path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0) {
+        Ok(())
+    } else {
+        Err(SpecError::NotAbsolute { what, path: path.to_owned() })
+    }
+}
+
+/// A [`Spec`] that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// No lower directory.
+    #[error("a read-only root needs at least one lower directory")]
+    NoLowers,
+    /// Beyond the kernel's bound.
+    #[error("the root has {count} layers, the kernel's overlayfs takes at most {MAX_LOWERS}: flatten the image or join RUN and COPY instructions")]
+    TooManyLowers {
+        /// How many were asked for.
+        count: usize,
+    },
+    /// Empty argv.
+    #[error("there is no program to run: the argument vector is empty")]
+    NoProgram,
+    /// A NUL byte.
+    #[error("an argument or environment variable contains a NUL byte, which no process can be given")]
+    Nul,
+    /// Beyond [`MAX_ARGUMENT_BYTES`].
+    #[error("arguments and environment are {bytes} bytes, at most {MAX_ARGUMENT_BYTES} can be given to a process: pass large values in a file")]
+    ArgumentsTooLong {
+        /// How many bytes.
+        bytes: usize,
+    },
+    /// A name that no environment can hold.
+    #[error("{name:?} cannot be the name of an environment variable")]
+    EnvName {
+        /// The name.
+        name: String,
+    },
+    /// A relative path, or one with a NUL byte.
+    #[error("{what} must be an absolute path, not {path:?}")]
+    NotAbsolute {
+        /// Which path.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
+    /// The reserved id.
+    #[error("4294967295 is no user or group id: the kernel keeps it for \"unchanged\"")]
+    Id,
+    /// Beyond the kernel's bound.
+    #[error("{count} supplementary groups are more than the kernel's 65536")]
+    TooManyGroups {
+        /// How many.
+        count: usize,
+    },
+    /// Not a host name.
+    #[error("{hostname:?} is not a host name: 1 to 64 bytes")]
+    Hostname {
+        /// The name.
+        hostname: String,
+    },
+    /// User namespaces are not there yet.
+    #[error("the root's files carry the id offset {offset}; only 0 works until user namespaces come")]
+    IdOffset {
+        /// The offset.
+        offset: u32,
+    },
+    /// A mount at `/`.
+    #[error("a mount cannot take the place of /: name a path below it")]
+    MountOverRoot,
+    /// Beyond [`MAX_FILE_CONTENT`].
+    #[error("the file for {target:?} is {bytes} bytes, at most {MAX_FILE_CONTENT} are possible: bind-mount it instead")]
+    FileTooLarge {
+        /// Where it should be.
+        target: PathBuf,
+        /// Its size.
+        bytes: usize,
+    },
+}

@@ -1,0 +1,312 @@
+//! System calls that neither std nor nix wrap. The crate's unsafe code is here and nowhere else.
+//!
+//! Each function is a thin, checked form of one call: descriptors come as borrowed ones and go as owned
+//! ones, every failure is an errno.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+type Result<T> = std::result::Result<T, Errno>;
+
+fn check(result: libc::c_long) -> Result<libc::c_long> {
+    if result < 0 { Err(Errno::last()) } else { Ok(result) }
+}
+
+fn owned(result: libc::c_long) -> Result<OwnedFd> {
+    let fd = RawFd::try_from(check(result)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes a descriptor that recvmsg(2) has put into our table.
+pub(crate) fn own_received(fd: RawFd) -> OwnedFd {
+    // SAFETY: SCM_RIGHTS makes a new descriptor for each one received; nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Descriptor 0, which init was started with as its control socket.
+pub(crate) fn take_control_socket() -> Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC on any number is harmless; a closed one gives EBADF.
+    owned(unsafe { libc::c_long::from(libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 3)) })
+}
+
+/// A copy of a program in memory that nobody can change any more.
+pub(crate) fn sealed_copy(program: &File) -> io::Result<OwnedFd> {
+    let name: &CStr = c"keelway-init";
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // MFD_EXEC is needed where vm.memfd_noexec is set and unknown before 6.3.
+    // SAFETY: the name is NUL-terminated and lives through the call.
+    let mut fd = owned(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags | libc::MFD_EXEC) });
+    if fd == Err(Errno::EINVAL) {
+        // SAFETY: as above.
+        fd = owned(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags) });
+    }
+    let mut copy = File::from(fd?);
+    io::copy(&mut &*program, &mut copy)?;
+    let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+    // SAFETY: fcntl with a descriptor we own and integer arguments.
+    check(unsafe { libc::c_long::from(libc::fcntl(copy.as_raw_fd(), libc::F_ADD_SEALS, seals)) })?;
+    // Executing a file that is open for writing gives ETXTBSY: hand out a read-only descriptor.
+    let read_only = File::open(format!("/proc/self/fd/{}", copy.as_raw_fd()))?;
+    Ok(read_only.into())
+}
+
+/// The child's side or the parent's of [`clone_pid1`].
+pub(crate) enum Cloned {
+    Child,
+    Parent { pid: i32, pidfd: OwnedFd },
+}
+
+/// clone3(2) with new namespaces, like fork otherwise. Only for a process with one thread.
+pub(crate) fn clone_pid1(namespaces: libc::c_int) -> Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain data; all zeroes is its empty form.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = namespaces as u64 | libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: no CLONE_VM and no stack, so the child goes on with a copy of everything as after fork(2);
+    // the caller has one thread, so no lock can be held by a thread that the child lacks.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    let pid = i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)?;
+    Ok(Cloned::Parent { pid, pidfd: owned(libc::c_long::from(pidfd))? })
+}
+
+/// fork(2) for a process with one thread. `None` in the child.
+pub(crate) fn fork() -> Result<Option<i32>> {
+    // SAFETY: init has one thread, so the child's copy of memory is consistent.
+    let pid = check(libc::c_long::from(unsafe { libc::fork() }))?;
+    Ok(if pid == 0 { None } else { Some(i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)?) })
+}
+
+/// Ends this process at once: no destructors, no buffers.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) takes any number and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+pub(crate) fn fsopen(kind: &CStr) -> Result<OwnedFd> {
+    // SAFETY: NUL-terminated text that lives through the call.
+    owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), libc::FSOPEN_CLOEXEC) })
+}
+
+/// fsconfig(2) with a text value.
+pub(crate) fn fsconfig_string(fs: BorrowedFd<'_>, key: &CStr, value: &CStr) -> Result<()> {
+    let command = libc::FSCONFIG_SET_STRING;
+    // SAFETY: both texts are NUL-terminated and live through the call.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key.as_ptr(), value.as_ptr(), 0) })?;
+    Ok(())
+}
+
+pub(crate) fn fsconfig_flag(fs: BorrowedFd<'_>, key: &CStr) -> Result<()> {
+    let (command, none) = (libc::FSCONFIG_SET_FLAG, std::ptr::null::<u8>());
+    // SAFETY: the key is NUL-terminated; a flag has no value.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key.as_ptr(), none, 0) })?;
+    Ok(())
+}
+
+/// Makes the file system and a detached mount of it, with `MOUNT_ATTR_*`.
+pub(crate) fn fs_mount(fs: BorrowedFd<'_>, attributes: u64) -> Result<OwnedFd> {
+    let (command, none) = (libc::FSCONFIG_CMD_CREATE, std::ptr::null::<u8>());
+    // SAFETY: the command takes neither key nor value.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, none, none, 0) })?;
+    // SAFETY: integer arguments only.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attributes) })
+}
+
+/// A detached copy of the mount at a path descriptor.
+pub(crate) fn open_tree_clone(at: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as libc::c_uint;
+    }
+    // SAFETY: the empty path is NUL-terminated.
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, at.as_raw_fd(), c"".as_ptr(), flags) })
+}
+
+/// Attaches a detached mount onto exactly the file or directory that `target` is open on.
+pub(crate) fn move_mount(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
+    const EMPTY_PATHS: libc::c_uint = 0x4 | 0x40;
+    let (from, to) = (mount.as_raw_fd(), target.as_raw_fd());
+    // SAFETY: the empty paths are NUL-terminated.
+    check(unsafe { libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), to, c"".as_ptr(), EMPTY_PATHS) })?;
+    Ok(())
+}
+
+/// mount_setattr(2) on an open mount.
+pub(crate) fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    set: u64,
+    propagation: libc::c_ulong,
+    recursive: bool,
+) -> Result<()> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let (fd, size) = (mount.as_raw_fd(), size_of::<libc::mount_attr>());
+    // SAFETY: the structure lives through the call and its size is given.
+    check(unsafe { libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const attributes, size) })?;
+    Ok(())
+}
+
+/// A new, empty session keyring, so that the process cannot see the one of its owner.
+pub(crate) fn new_session_keyring() -> Result<()> {
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: a null name asks for an anonymous keyring.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, none) })?;
+    Ok(())
+}
+
+/// prctl(2) with integer arguments.
+pub(crate) fn prctl(option: libc::c_int, a: libc::c_ulong, b: libc::c_ulong) -> Result<()> {
+    // SAFETY: only options whose arguments are integers are used in this crate.
+    check(libc::c_long::from(unsafe { libc::prctl(option, a, b, 0 as libc::c_ulong, 0 as libc::c_ulong) }))?;
+    Ok(())
+}
+
+/// Marks every descriptor from `first` on to be closed by exec.
+pub(crate) fn close_on_exec_from(first: libc::c_uint) -> Result<()> {
+    // SAFETY: sets a flag on descriptors; closes nothing.
+    check(unsafe {
+        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    })?;
+    Ok(())
+}
+
+/// Closes every descriptor from `first` on. Only before anything owns one of them.
+pub(crate) fn close_from(first: libc::c_uint) -> Result<()> {
+    // SAFETY: called at the very start of init, when no object of this process owns such a descriptor.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })?;
+    Ok(())
+}
+
+/// Sets effective, permitted and inheritable capabilities (bit masks).
+pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    // _LINUX_CAPABILITY_VERSION_3
+    let header = Header { version: 0x2008_0522, pid: 0 };
+    let part = |shift: u32| Data {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: (inheritable >> shift) as u32,
+    };
+    let data = [part(0), part(32)];
+    // SAFETY: version 3 takes two data elements; both structures live through the call.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })?;
+    Ok(())
+}
+
+/// Loads a seccomp program for this thread. Needs no_new_privs.
+pub(crate) fn seccomp(program: &[libc::sock_filter]) -> Result<()> {
+    let len = libc::c_ushort::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
+    let filter = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the kernel reads `len` instructions from a slice that is that long, and writes nothing.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) })?;
+    Ok(())
+}
+
+/// Is the action known to the kernel's seccomp?
+pub(crate) fn seccomp_action_available(action: u32) -> Result<()> {
+    // SAFETY: the kernel reads one u32.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) })?;
+    Ok(())
+}
+
+/// Brings the loopback of the current network namespace up.
+pub(crate) fn loopback_up() -> Result<()> {
+    // SAFETY: integer arguments only.
+    let socket = owned(libc::c_long::from(unsafe {
+        libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
+    }))?;
+    // SAFETY: ifreq is plain data; all zeroes is its empty form.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the request lives through the call and has the form SIOCSIFFLAGS wants.
+    check(libc::c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }))?;
+    Ok(())
+}
+
+/// pidfd_send_signal(2).
+pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo asks for the one of kill(2).
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) })?;
+    Ok(())
+}
+
+/// CPU time of the dead and waited-for children of this process.
+pub(crate) fn children_cpu() -> std::time::Duration {
+    // SAFETY: rusage is plain data that getrusage fills in.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a structure that lives through the call.
+    if unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) } != 0 {
+        return std::time::Duration::ZERO;
+    }
+    let of = |t: libc::timeval| {
+        std::time::Duration::new(u64::try_from(t.tv_sec).unwrap_or(0), 0)
+            + std::time::Duration::from_micros(u64::try_from(t.tv_usec).unwrap_or(0))
+    };
+    of(usage.ru_utime) + of(usage.ru_stime)
+}
+
+/// Puts `fd` at the number `at` (0, 1 or 2), not closed by exec.
+pub(crate) fn place_fd(fd: BorrowedFd<'_>, at: RawFd) -> Result<()> {
+    debug_assert!((0..=2).contains(&at));
+    // SAFETY: 0 to 2 are owned by no object in init.
+    check(libc::c_long::from(unsafe { libc::dup2(fd.as_raw_fd(), at) }))?;
+    Ok(())
+}
+
+/// execve(2). Returns only on failure.
+pub(crate) fn exec(path: &CStr, argv: &Vector, env: &Vector) -> Errno {
+    // SAFETY: both vectors are arrays of pointers to NUL-terminated texts that end with a null pointer.
+    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
+    Errno::last()
+}
+
+/// Texts as exec(2) wants them: pointers into memory that this value owns.
+pub(crate) struct Vector {
+    pointers: Vec<*const libc::c_char>,
+    _texts: Vec<CString>,
+}
+
+impl Vector {
+    pub(crate) fn new(texts: Vec<CString>) -> Self {
+        let pointers = texts.iter().map(|t| t.as_ptr()).chain([std::ptr::null()]).collect();
+        Self { pointers, _texts: texts }
+    }
+}
+
+/// Gives up ownership of a descriptor that the process keeps until it ends.
+pub(crate) fn leak(fd: OwnedFd) -> BorrowedFd<'static> {
+    // SAFETY: nobody closes it any more, so it stays open as long as the process lives.
+    unsafe { BorrowedFd::borrow_raw(fd.into_raw_fd()) }
+}
+
+/// fstatfs(2)'s type of the file system.
+pub(crate) fn fs_type(fd: impl AsFd) -> Result<i64> {
+    // SAFETY: statfs is plain data that fstatfs fills in.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a structure that lives through the call.
+    check(libc::c_long::from(unsafe { libc::fstatfs(fd.as_fd().as_raw_fd(), &raw mut stat) }))?;
+    Ok(stat.f_type as i64)
+}
