@@ -19,6 +19,6 @@ pub mod trash;
 pub use chunklog::{ChunkLog, ChunkReader};
 pub use fault::{Faults, Step};
 pub use lock::{Lock, LockError};
-pub use publish::{Sync, publish, sync_dir};
+pub use publish::{Sync, publish, publish_from, sync_dir};
 pub use root::{DirItem, NodeKind, Root, Stat};
 pub use trash::Trash;

@@ -18,10 +18,23 @@ pub enum Sync {
 /// Puts `bytes` at `dir/name`, replacing what was there, with mode 0600. `name` is one component. On an
 /// error nothing was published and no temporary file is left.
 pub fn publish(dir: &Path, name: &str, bytes: &[u8], sync: Sync, faults: &Faults) -> io::Result<()> {
+    publish_from(dir, dir, name, bytes, sync, faults)
+}
+
+/// The same, with the temporary file in `temp_dir` (same file system), so that a writer that dies leaves
+/// nothing in `dir`.
+pub fn publish_from(
+    temp_dir: &Path,
+    dir: &Path,
+    name: &str,
+    bytes: &[u8],
+    sync: Sync,
+    faults: &Faults,
+) -> io::Result<()> {
     if name.is_empty() || name.contains('/') || name == "." || name == ".." {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is not a file name")));
     }
-    let temp = dir.join(temp_name()?);
+    let temp = temp_dir.join(temp_name()?);
     let write = || -> io::Result<()> {
         faults.step(Step::Create)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp)?;

@@ -46,3 +46,25 @@ impl Trash {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn discarded_at_once_and_deleted_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bin, tree) = (dir.path().join("trash"), dir.path().join("tree"));
+        std::fs::create_dir(&bin).unwrap();
+        std::fs::create_dir_all(tree.join("a/b")).unwrap();
+        let trash = Trash::at(&bin);
+        trash.discard(&tree).unwrap();
+        trash.discard(&tree).unwrap();
+        assert!(!tree.exists());
+        assert!(!trash.is_empty().unwrap());
+        assert!(!trash.empty(Instant::now()).unwrap());
+        assert!(trash.empty(Instant::now() + Duration::from_secs(60)).unwrap());
+        assert!(trash.is_empty().unwrap());
+    }
+}
