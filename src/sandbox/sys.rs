@@ -42,7 +42,7 @@ pub(crate) fn sealed_copy(program: &File) -> io::Result<OwnedFd> {
     // MFD_EXEC is needed where vm.memfd_noexec is set and unknown before 6.3.
     // SAFETY: the name is NUL-terminated and lives through the call.
     let mut fd = owned(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags | libc::MFD_EXEC) });
-    if fd == Err(Errno::EINVAL) {
+    if matches!(fd, Err(Errno::EINVAL)) {
         // SAFETY: as above.
         fd = owned(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags) });
     }
