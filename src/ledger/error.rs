@@ -1,0 +1,93 @@
+//! What can go wrong with the ledger, for people.
+
+use keelway_model::{Attempt, RunId};
+use std::path::PathBuf;
+
+/// A call of the ledger failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// A file or directory of the ledger cannot be used.
+    #[error("the ledger cannot use {path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The database refused.
+    #[error("the ledger {path} could not {doing}: {source}")]
+    Database {
+        /// The database file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// Not a ledger.
+    #[error("{path} is not a keelway ledger: move it away, or name another data directory")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Written by a later keelway.
+    #[error("the ledger {path} has format {found}, this keelway knows up to {known}: use the newer keelway")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// A record does not read as what it should be.
+    #[error("the ledger {path} is damaged: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// No such run.
+    #[error("there is no run {run}: `keelway runs ls` shows those there are")]
+    NoRun {
+        /// As asked for.
+        run: String,
+    },
+    /// No such attempt.
+    #[error("run {run} has no attempt {attempt}: `keelway runs show {run}` shows those there are")]
+    NoAttempt {
+        /// The run.
+        run: RunId,
+        /// As asked for.
+        attempt: Attempt,
+    },
+    /// Somebody runs it.
+    #[error("run {run} is being run by another process{}: wait for its end, or end that process", pid.map(|p| format!(" ({p})")).unwrap_or_default())]
+    Running {
+        /// The run.
+        run: RunId,
+        /// The process, where the record names it.
+        pid: Option<u32>,
+    },
+    /// Its time is over.
+    #[error("attempt {attempt} of run {run} is over, nothing more can be recorded for it")]
+    Fenced {
+        /// The run.
+        run: RunId,
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// Another process recorded commits of the branch meanwhile.
+    #[error(
+        "branch {branch} of {repo} was recorded by another process meanwhile: is a second `keelway watch` running?"
+    )]
+    BranchMoved {
+        /// The repository.
+        repo: String,
+        /// The branch.
+        branch: String,
+    },
+}
