@@ -1,1 +1,20 @@
-//! A supervised container: root file system, health, logs, restart, network.
+//! A supervised container: an image of the store that runs, is checked, is started again, and leaves a log.
+//!
+//! What replicas of a host, services of a stage and detached containers share. A [`Container`] belongs to
+//! the process that made it: when that process dies, by whatever signal, its sandbox dies with it. Who
+//! wants a container to outlive the one who asked for it runs it in a process of its own, as the host's
+//! keepers do. Networks are made by others: a container joins a namespace that is there.
+//!
+//! Nothing here prints or reads the environment.
+
+mod backoff;
+mod command;
+mod container;
+pub mod health;
+mod image;
+pub mod logs;
+
+pub use backoff::Backoff;
+pub use command::{CommandError, Overrides, Process};
+pub use container::{Container, HealthSpec, Settings, StartError, State, Status, Stop};
+pub use image::{Image, ImageError};

@@ -12,10 +12,13 @@
 //! This crate never prints, exits or reads the environment: `cli` gives it arguments and streams.
 
 pub mod balancer;
+mod files;
+mod process;
 pub mod settings;
 pub mod supervise;
 
 mod serve;
+mod wire;
 
 pub use serve::{ServeError, serve};
 pub use settings::{ArgsError, BalancerSettings, HostSettings, NetworkSettings, Settings, SuperviseSettings};

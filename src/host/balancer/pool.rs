@@ -10,9 +10,11 @@
 //!
 //! It does no I/O.
 
+use keelway_deploy::protocol::{Backend, BackendReport, BackendState, Epoch, ReplicaId};
+use keelway_model::plan::Health;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,73 +24,44 @@ const HOLD_OFF: Duration = Duration::from_secs(1);
 /// Most backends of one pool.
 pub const MAX_BACKENDS: usize = 1024;
 
-/// Whether new requests go to a backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BackendState {
-    /// Gets its share.
-    Active,
-    /// Finishes what it has and gets nothing new.
-    Draining,
-}
-
-/// One backend as the pool's owner names it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackendSpec {
-    /// Name, unique in the pool.
-    pub id: String,
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Whether it gets requests.
-    pub state: BackendState,
-}
-
-/// How backends are checked while they serve.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HealthCheck {
-    /// Path that must answer 2xx or 3xx.
-    pub path: String,
-    /// Between two checks.
-    pub interval: Duration,
-    /// For one check.
-    pub timeout: Duration,
-    /// Good answers in a row that bring a backend back.
-    pub healthy: u32,
-    /// Bad answers in a row that take it out.
-    pub unhealthy: u32,
-}
-
 /// A whole pool.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PoolSpec {
-    /// Grows with every change; an older one is refused.
+    /// Epoch of the lease under which it was ordered.
+    pub epoch: Epoch,
+    /// Grows with every change under one epoch; an older one is refused.
     pub generation: u64,
     /// The backends.
-    pub backends: Vec<BackendSpec>,
-    /// How they are checked; `None` leaves only what failing connections tell.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<HealthCheck>,
+    pub backends: Vec<Backend>,
 }
 
 /// Why a pool was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SwapError {
     /// A newer pool is there already.
     #[error(
-        "the balancer has pool generation {have}, generation {offered} is older: read its snapshot and count on from there"
+        "the balancer already has a newer pool (epoch {epoch}, generation {generation}): look at it with `keelway deploy status`"
     )]
     Older {
-        /// What it has.
-        have: u64,
-        /// What was offered.
-        offered: u64,
+        /// Epoch of what it has.
+        epoch: Epoch,
+        /// Generation of what it has.
+        generation: u64,
     },
     /// The same number for another pool.
-    #[error("the balancer has another pool under generation {0}: read its snapshot and count on from there")]
-    Conflict(u64),
+    #[error(
+        "the balancer has another pool under epoch {epoch}, generation {generation}: read its report and count on from there"
+    )]
+    Conflict {
+        /// Epoch of what it has.
+        epoch: Epoch,
+        /// Generation of what it has.
+        generation: u64,
+    },
     /// Two backends of one name.
-    #[error("two backends are named {0:?}")]
-    Twice(String),
+    #[error("replica {0} is in the pool twice")]
+    Twice(ReplicaId),
     /// Too many.
     #[error("{0} backends are more than {MAX_BACKENDS}")]
     TooMany(usize),
@@ -100,17 +73,16 @@ impl PoolSpec {
         if self.backends.len() > MAX_BACKENDS {
             return Err(SwapError::TooMany(self.backends.len()));
         }
-        let mut names: Vec<&str> = self.backends.iter().map(|b| b.id.as_str()).collect();
+        let mut names: Vec<ReplicaId> = self.backends.iter().map(|b| b.replica).collect();
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|w| w[0] == w[1]) {
-            return Err(SwapError::Twice(pair[0].to_owned()));
+            return Err(SwapError::Twice(pair[0]));
         }
-        match self.generation.cmp(&have.generation) {
-            std::cmp::Ordering::Less => {
-                Err(SwapError::Older { have: have.generation, offered: self.generation })
-            }
+        let PoolSpec { epoch, generation, .. } = *have;
+        match (self.epoch, self.generation).cmp(&(epoch, generation)) {
+            std::cmp::Ordering::Less => Err(SwapError::Older { epoch, generation }),
             std::cmp::Ordering::Equal if self == have => Ok(false),
-            std::cmp::Ordering::Equal => Err(SwapError::Conflict(self.generation)),
+            std::cmp::Ordering::Equal => Err(SwapError::Conflict { epoch, generation }),
             std::cmp::Ordering::Greater => Ok(true),
         }
     }
@@ -118,14 +90,12 @@ impl PoolSpec {
 
 /// A backend with its counters.
 #[derive(Debug)]
-pub struct Backend {
-    /// Name.
-    pub id: String,
+pub struct Member {
+    /// Which replica.
+    pub replica: ReplicaId,
     /// Where it listens.
     pub address: SocketAddr,
-    in_flight: AtomicUsize,
-    served: AtomicU64,
-    failed: AtomicU64,
+    in_flight: AtomicU32,
     marks: Mutex<Marks>,
 }
 
@@ -138,14 +108,12 @@ struct Marks {
     held_until: Option<Instant>,
 }
 
-impl Backend {
-    fn new(spec: &BackendSpec) -> Self {
+impl Member {
+    fn new(spec: &Backend) -> Self {
         Self {
-            id: spec.id.clone(),
+            replica: spec.replica,
             address: spec.address,
-            in_flight: AtomicUsize::new(0),
-            served: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
+            in_flight: AtomicU32::new(0),
             marks: Mutex::new(Marks::default()),
         }
     }
@@ -155,15 +123,10 @@ impl Backend {
     }
     /// Nothing could be sent to it: it is passed over for a moment.
     pub fn refused(&self, now: Instant) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
         lock(&self.marks).held_until = Some(now + HOLD_OFF);
     }
-    /// A request that was sent came to nothing.
-    pub fn broke(&self) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
-    }
     /// Takes in the result of one check; says whether the backend went out (`Some(false)`) or came back.
-    pub fn checked(&self, good: bool, rule: &HealthCheck) -> Option<bool> {
+    pub fn checked(&self, good: bool, rule: &Health) -> Option<bool> {
         let mut m = lock(&self.marks);
         if good {
             m.bad = 0;
@@ -184,15 +147,24 @@ impl Backend {
         }
         None
     }
+    fn report(&self, state: BackendState, now: Instant) -> BackendReport {
+        BackendReport {
+            replica: self.replica,
+            address: self.address,
+            state,
+            usable: self.is_well(now),
+            in_flight: self.in_flight.load(Ordering::SeqCst),
+        }
+    }
 }
 
 /// A request on its way: counts against its backend until dropped.
 #[derive(Debug)]
-pub struct Ticket(Arc<Backend>);
+pub struct Ticket(Arc<Member>);
 
 impl Ticket {
     /// The backend.
-    pub fn backend(&self) -> &Backend {
+    pub fn member(&self) -> &Member {
         &self.0
     }
 }
@@ -201,25 +173,6 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-/// One backend in a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackendSnapshot {
-    /// Name.
-    pub id: String,
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Whether it gets requests.
-    pub state: BackendState,
-    /// False while checks or failing connections keep requests away.
-    pub well: bool,
-    /// Requests on their way.
-    pub in_flight: usize,
-    /// Requests it was given in all.
-    pub served: u64,
-    /// Connections refused and requests that came to nothing.
-    pub failed: u64,
 }
 
 /// The pool. Cheap to share behind an `Arc`.
@@ -232,7 +185,9 @@ pub struct Pool {
 struct Inner {
     spec: PoolSpec,
     // Same order and length as `spec.backends`.
-    backends: Vec<Arc<Backend>>,
+    members: Vec<Arc<Member>>,
+    // Out of the pool, but not all of their requests are answered yet.
+    leaving: Vec<Arc<Member>>,
     turn: usize,
 }
 
@@ -244,8 +199,8 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// A pool that was in force before, for example before the balancer was killed.
     pub fn restored(spec: PoolSpec) -> Self {
-        let backends = spec.backends.iter().map(|b| Arc::new(Backend::new(b))).collect();
-        Self { inner: Mutex::new(Inner { spec, backends, turn: 0 }) }
+        let members = spec.backends.iter().map(|b| Arc::new(Member::new(b))).collect();
+        Self { inner: Mutex::new(Inner { spec, members, leaving: Vec::new(), turn: 0 }) }
     }
     /// What is in force.
     pub fn spec(&self) -> PoolSpec {
@@ -258,31 +213,30 @@ impl Pool {
         if !spec.follows(&inner.spec)? {
             return Ok(());
         }
-        let backends = spec
-            .backends
-            .iter()
-            .map(|b| {
-                let kept = inner.backends.iter().find(|have| have.id == b.id && have.address == b.address);
-                kept.map_or_else(|| Arc::new(Backend::new(b)), Arc::clone)
-            })
-            .collect();
-        inner.backends = backends;
+        let Inner { members, leaving, .. } = &mut *inner;
+        let mut old: Vec<Arc<Member>> = members.drain(..).chain(leaving.drain(..)).collect();
+        let new = spec.backends.iter().map(|b| {
+            let at = old.iter().position(|have| have.replica == b.replica && have.address == b.address);
+            at.map_or_else(|| Arc::new(Member::new(b)), |at| old.swap_remove(at))
+        });
+        inner.members = new.collect();
+        inner.leaving = old;
         inner.spec = spec;
         Ok(())
     }
     /// Chooses a backend for one request: the one with the least in flight, in turn among equals, not
     /// one of `tried`. `None` when there is none.
-    pub fn choose(&self, tried: &[String], now: Instant) -> Option<Ticket> {
+    pub fn choose(&self, tried: &[ReplicaId], now: Instant) -> Option<Ticket> {
         let mut inner = lock(&self.inner);
-        let Inner { spec, backends, turn } = &mut *inner;
-        let open: Vec<&Arc<Backend>> = spec
+        let Inner { spec, members, turn, .. } = &mut *inner;
+        let open: Vec<&Arc<Member>> = spec
             .backends
             .iter()
-            .zip(backends.iter())
-            .filter(|(s, b)| s.state == BackendState::Active && !tried.contains(&b.id))
-            .map(|(_, b)| b)
+            .zip(members.iter())
+            .filter(|(s, m)| s.state == BackendState::Active && !tried.contains(&m.replica))
+            .map(|(_, m)| m)
             .collect();
-        let well: Vec<&Arc<Backend>> = open.iter().copied().filter(|b| b.is_well(now)).collect();
+        let well: Vec<&Arc<Member>> = open.iter().copied().filter(|m| m.is_well(now)).collect();
         let from = if well.is_empty() { open } else { well };
         if from.is_empty() {
             return None;
@@ -291,31 +245,29 @@ impl Pool {
         let start = *turn % from.len();
         let best = (0..from.len())
             .map(|i| from[(start + i) % from.len()])
-            .min_by_key(|b| b.in_flight.load(Ordering::SeqCst))?;
+            .min_by_key(|m| m.in_flight.load(Ordering::SeqCst))?;
         best.in_flight.fetch_add(1, Ordering::SeqCst);
-        best.served.fetch_add(1, Ordering::Relaxed);
         Some(Ticket(Arc::clone(best)))
     }
-    /// The backends that checks look at, with the rule.
-    pub fn to_check(&self) -> Option<(HealthCheck, Vec<Arc<Backend>>)> {
+    /// The backends that checks look at, each with its rule.
+    pub fn to_check(&self) -> Vec<(Health, Arc<Member>)> {
         let inner = lock(&self.inner);
-        let active = inner.spec.backends.iter().zip(&inner.backends);
-        let active = active.filter(|(s, _)| s.state == BackendState::Active).map(|(_, b)| Arc::clone(b));
-        inner.spec.health.clone().map(|rule| (rule, active.collect()))
+        let active = inner.spec.backends.iter().zip(&inner.members);
+        let active = active.filter(|(s, _)| s.state == BackendState::Active);
+        active.map(|(s, m)| (s.health.clone(), Arc::clone(m))).collect()
     }
-    /// All backends, as they are at one moment.
-    pub fn snapshot(&self, now: Instant) -> (u64, Vec<BackendSnapshot>) {
-        let inner = lock(&self.inner);
-        let backends = inner.spec.backends.iter().zip(&inner.backends).map(|(s, b)| BackendSnapshot {
-            id: b.id.clone(),
-            address: b.address,
-            state: s.state,
-            well: b.is_well(now),
-            in_flight: b.in_flight.load(Ordering::SeqCst),
-            served: b.served.load(Ordering::Relaxed),
-            failed: b.failed.load(Ordering::Relaxed),
-        });
-        (inner.spec.generation, backends.collect())
+    /// All backends, as they are at one moment; one that left the pool with requests in flight is among
+    /// them, as draining.
+    pub fn report(&self, now: Instant) -> (Epoch, u64, Vec<BackendReport>) {
+        let mut inner = lock(&self.inner);
+        inner.leaving.retain(|m| m.in_flight.load(Ordering::SeqCst) > 0);
+        let here = inner.spec.backends.iter().zip(&inner.members).map(|(s, m)| m.report(s.state, now));
+        let leaving = inner.leaving.iter().map(|m| m.report(BackendState::Draining, now));
+        (inner.spec.epoch, inner.spec.generation, here.chain(leaving).collect())
+    }
+    /// Requests on their way, over all backends.
+    pub fn in_flight(&self) -> u32 {
+        self.report(Instant::now()).2.iter().map(|b| b.in_flight).sum()
     }
 }
 
@@ -323,75 +275,84 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn spec(generation: u64, backends: &[(&str, BackendState)]) -> PoolSpec {
-        let backends = backends
-            .iter()
-            .enumerate()
-            .map(|(i, (id, state))| BackendSpec {
-                id: (*id).to_owned(),
-                address: format!("127.0.0.1:{}", 1000 + i).parse().unwrap(),
-                state: *state,
-            })
-            .collect();
-        PoolSpec { generation, backends, health: None }
+    fn rule() -> Health {
+        Health {
+            http: "/".into(),
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            healthy: 2,
+            unhealthy: 2,
+            deadline: Duration::from_secs(9),
+        }
+    }
+    fn spec(epoch: u64, generation: u64, backends: &[(u32, BackendState)]) -> PoolSpec {
+        let backends = backends.iter().map(|(slot, state)| Backend {
+            replica: format!("r1-{slot}").parse().unwrap(),
+            address: format!("127.0.0.1:{}", 1000 + slot).parse().unwrap(),
+            state: *state,
+            health: rule(),
+        });
+        PoolSpec { epoch: Epoch(epoch), generation, backends: backends.collect() }
     }
     use BackendState::{Active, Draining};
 
     #[test]
     fn least_in_flight_then_in_turn() {
-        let pool = Pool::restored(spec(1, &[("a", Active), ("b", Active), ("c", Draining)]));
+        let pool = Pool::restored(spec(1, 1, &[(0, Active), (1, Active), (2, Draining)]));
         let now = Instant::now();
         let held: Vec<Ticket> = (0..6).map(|_| pool.choose(&[], now).unwrap()).collect();
-        let of = |id: &str| held.iter().filter(|t| t.backend().id == id).count();
-        assert_eq!((of("a"), of("b"), of("c")), (3, 3, 0));
+        let of = |slot| held.iter().filter(|t| t.member().replica.slot == slot).count();
+        assert_eq!((of(0), of(1), of(2)), (3, 3, 0));
+        let tried: Vec<ReplicaId> = ["r1-0", "r1-1"].map(|id| id.parse().unwrap()).to_vec();
+        assert!(pool.choose(&tried, now).is_none(), "a drained one is never chosen");
         drop(held);
-        assert!(pool.snapshot(now).1.iter().all(|b| b.in_flight == 0));
-        assert!(pool.choose(&["a".into(), "b".into()], now).is_none(), "a drained one is never chosen");
+        assert_eq!(pool.in_flight(), 0);
     }
 
     #[test]
     fn generations_never_go_back_and_counters_live_on() {
-        let pool = Pool::restored(spec(5, &[("a", Active)]));
+        let pool = Pool::restored(spec(2, 5, &[(0, Active)]));
         let ticket = pool.choose(&[], Instant::now()).unwrap();
-        assert_eq!(pool.swap(spec(4, &[])), Err(SwapError::Older { have: 5, offered: 4 }));
-        assert_eq!(pool.swap(spec(5, &[])), Err(SwapError::Conflict(5)));
-        assert_eq!(pool.swap(spec(5, &[("a", Active)])), Ok(()));
-        assert_eq!(pool.swap(spec(6, &[("a", Draining)])), Ok(()));
-        assert_eq!(pool.swap(spec(7, &[("a", Active), ("a", Active)])), Err(SwapError::Twice("a".into())));
-        assert_eq!(pool.snapshot(Instant::now()).1[0].in_flight, 1, "the drained request still counts");
+        let older = Err(SwapError::Older { epoch: Epoch(2), generation: 5 });
+        assert_eq!(pool.swap(spec(2, 4, &[])), older);
+        assert_eq!(pool.swap(spec(1, 9, &[])), older, "an older epoch, whatever its generation");
+        assert_eq!(pool.swap(spec(2, 5, &[])), Err(SwapError::Conflict { epoch: Epoch(2), generation: 5 }));
+        assert_eq!(pool.swap(spec(2, 5, &[(0, Active)])), Ok(()));
+        assert_eq!(pool.swap(spec(2, 6, &[(0, Draining)])), Ok(()));
+        assert!(matches!(pool.swap(spec(3, 7, &[(0, Active), (0, Active)])), Err(SwapError::Twice(_))));
+        let flying =
+            || pool.report(Instant::now()).2.iter().map(|b| (b.state, b.in_flight)).collect::<Vec<_>>();
+        assert_eq!(flying(), [(Draining, 1)], "the drained request still counts");
+        assert_eq!(pool.swap(spec(3, 1, &[])), Ok(()));
+        assert_eq!(flying(), [(Draining, 1)], "also when the backend is out of the pool");
+        assert_eq!(pool.swap(spec(3, 2, &[(0, Active)])), Ok(()));
+        assert_eq!(flying(), [(Active, 1)], "and when it comes back");
         drop(ticket);
-        assert_eq!(pool.snapshot(Instant::now()).1[0].in_flight, 0);
+        assert_eq!(flying(), [(Active, 0)]);
+        pool.swap(spec(3, 3, &[])).unwrap();
+        assert_eq!(flying(), []);
     }
 
     #[test]
     fn health_never_leaves_nobody() {
-        let rule = HealthCheck {
-            path: "/".into(),
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
-            healthy: 2,
-            unhealthy: 2,
-        };
-        let pool = Pool::restored(PoolSpec {
-            health: Some(rule.clone()),
-            ..spec(1, &[("a", Active), ("b", Active)])
-        });
+        let rule = rule();
+        let pool = Pool::restored(spec(1, 1, &[(0, Active), (1, Active)]));
         let now = Instant::now();
-        let (_, backends) = pool.to_check().unwrap();
-        assert_eq!(backends[0].checked(false, &rule), None, "once is not enough");
-        assert_eq!(backends[0].checked(true, &rule), None);
-        assert_eq!(backends[0].checked(false, &rule), None, "only in a row");
-        assert_eq!(backends[0].checked(false, &rule), Some(false));
+        let members: Vec<Arc<Member>> = pool.to_check().into_iter().map(|(_, m)| m).collect();
+        let chosen = |at| pool.choose(&[], at).unwrap().member().replica.slot;
+        assert_eq!(members[0].checked(false, &rule), None, "once is not enough");
+        assert_eq!(members[0].checked(true, &rule), None);
+        assert_eq!(members[0].checked(false, &rule), None, "only in a row");
+        assert_eq!(members[0].checked(false, &rule), Some(false));
         for _ in 0..4 {
-            assert_eq!(pool.choose(&[], now).unwrap().backend().id, "b");
+            assert_eq!(chosen(now), 1);
         }
-        backends[1].refused(now);
+        members[1].refused(now);
         assert!(pool.choose(&[], now).is_some(), "the last ones are used whatever the checks say");
-        assert_eq!(backends[0].checked(true, &rule), None);
-        assert_eq!(backends[0].checked(true, &rule), Some(true));
-        assert_eq!(pool.choose(&[], now).unwrap().backend().id, "a", "b is passed over for a moment");
+        assert_eq!(members[0].checked(true, &rule), None);
+        assert_eq!(members[0].checked(true, &rule), Some(true));
+        assert_eq!(chosen(now), 0, "the other one is passed over for a moment");
         let later = now + HOLD_OFF;
-        let two: Vec<Ticket> = (0..2).map(|_| pool.choose(&[], later).unwrap()).collect();
-        assert_ne!(two[0].backend().id, two[1].backend().id);
+        assert_ne!(chosen(later), chosen(later));
     }
 }
