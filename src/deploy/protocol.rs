@@ -649,6 +649,8 @@ pub enum ReleaseState {
     Started,
     /// All replicas run it, verified.
     Completed,
+    /// Did not work; the one before is being restored.
+    RollingBack,
     /// Was given up and the one before restored.
     RolledBack,
 }
@@ -679,6 +681,21 @@ pub struct Release {
     pub drain: Duration,
     /// Balancer address.
     pub listen: String,
+}
+
+impl AppReport {
+    /// Of an app that the host never heard of.
+    pub fn empty(app: AppName) -> Self {
+        Self {
+            app,
+            settings: None,
+            replicas: Vec::new(),
+            balancer: BalancerReport::default(),
+            lease: None,
+            highest_epoch: Epoch::default(),
+            releases: Vec::new(),
+        }
+    }
 }
 
 impl Refusal {
