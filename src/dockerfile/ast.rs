@@ -158,7 +158,7 @@ pub enum Command {
 pub struct Heredoc {
     /// The name, quotes taken off.
     pub name: String,
-    /// The body; leading tabs are taken off already where `<<-` says so. Ends with a newline unless empty.
+    /// The body as written, line feeds included.
     pub content: String,
     /// Whether variables in the body are expanded (the name was not quoted).
     pub expand: bool,
@@ -168,6 +168,16 @@ pub struct Heredoc {
     pub fd: u32,
     /// The body with its terminator.
     pub span: Span,
+}
+
+impl Heredoc {
+    /// The body, without the leading tabs of each line where `<<-` was written.
+    pub fn body(&self) -> String {
+        if !self.strip_tabs {
+            return self.content.clone();
+        }
+        self.content.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
+    }
 }
 
 /// `RUN`.

@@ -4,11 +4,16 @@
 //! instructions, [`ignore`] the patterns of `.dockerignore`, [`glob`] Go's `filepath.Match`.
 
 pub mod ast;
+#[cfg(test)]
+mod corpus;
 pub mod expand;
 pub mod fuzz;
 pub mod glob;
 pub mod ignore;
+mod lexer;
 mod parser;
+mod typed;
+mod words;
 
 pub use ast::{
     Argument, Command, Directive, Dockerfile, Health, Heredoc, Instruction, Kind, Mount, MountKind, Run,
@@ -16,5 +21,6 @@ pub use ast::{
 };
 pub use expand::{Environment, ExpandError, expand, expand_heredoc, expand_words};
 pub use glob::Glob;
-pub use ignore::{Ignore, IgnoreError, ignore_file_candidates};
+pub use ignore::{Coverage, Ignore, IgnoreError, ignore_file_candidates};
+pub use lexer::{MAX_ERRORS, MAX_FILE, MAX_LINE};
 pub use parser::{parse, parse_trigger};
