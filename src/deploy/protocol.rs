@@ -105,6 +105,16 @@ pub struct Welcome {
     pub boot_id: String,
 }
 
+/// How the host answers a [`Hello`]: its first frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Greeting {
+    /// Go on.
+    Welcome(Welcome),
+    /// It will not talk; the stream ends after this frame.
+    Refused(Refusal),
+}
+
 /// A question or an order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
