@@ -137,6 +137,10 @@ impl Request {
     pub fn post(url: Url) -> Self {
         Self::new(Method::POST, url)
     }
+    /// Where it goes.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
     /// Sets a header; `Authorization` is refused here, since only [`Request::auth`] keeps it from other hosts.
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {

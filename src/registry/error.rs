@@ -63,7 +63,7 @@ pub enum Problem {
         origin: String,
     },
     /// The login is good but may not do this.
-    #[error("denied{}", said(.said))]
+    #[error("denied{}", tail(.said))]
     Denied {
         /// Who asked, where a login was used.
         user: Option<String>,
@@ -74,7 +74,7 @@ pub enum Problem {
     #[error("not found")]
     NotFound,
     /// The registry does not take this name.
-    #[error("the name is invalid for this registry{}", said(.said))]
+    #[error("the name is invalid for this registry{}", tail(.said))]
     NameInvalid {
         /// The registry's words.
         said: String,
@@ -83,7 +83,7 @@ pub enum Problem {
     #[error(transparent)]
     Http(#[from] HttpError),
     /// A status that the protocol does not expect here.
-    #[error("unexpected answer {status} to {request}{}", said(.said))]
+    #[error("unexpected answer {status} to {request}{}", tail(.said))]
     Unexpected {
         /// The status.
         status: StatusCode,
@@ -93,7 +93,7 @@ pub enum Problem {
         said: String,
     },
     /// The registry failed or was busy, again and again.
-    #[error("the registry answered {status} to {request} {attempts} times{}", said(.said))]
+    #[error("the registry answered {status} to {request} {attempts} times{}", tail(.said))]
     Server {
         /// The last status.
         status: StatusCode,
@@ -200,7 +200,7 @@ impl Problem {
     }
 }
 
-fn said(text: &str) -> String {
+fn tail(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!(": {text}") }
 }
 

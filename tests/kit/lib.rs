@@ -10,4 +10,5 @@ pub mod git;
 pub mod load;
 pub mod registry;
 pub mod rig;
+pub mod server;
 pub mod tls;
