@@ -45,3 +45,6 @@ pub fn is_loopback(host: &str) -> bool {
     let lower = bare.to_ascii_lowercase();
     lower == "localhost" || lower.ends_with(".localhost")
 }
+
+#[cfg(test)]
+mod tests;
