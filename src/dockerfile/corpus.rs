@@ -61,7 +61,7 @@ fn word_splitting() {
         }
         let (input, want) =
             line.split_once(" | ").or_else(|| line.split_once('|')).unwrap_or_else(|| panic!("{line}"));
-        let got = expand_words(input.trim(), &env, '\\').map_or_else(|_| vec!["error".to_owned()], |w| w);
+        let got = expand_words(input.trim(), &env, '\\').unwrap_or_else(|_| vec!["error".to_owned()]);
         let want: Vec<&str> = want.trim_start().split(',').collect();
         assert_eq!(got, want, "{line}");
         count += 1;

@@ -14,7 +14,7 @@ enum Token {
     Literal(u32),
     One,
     Many,
-    Class { negated: bool, ranges: Vec<(u32, u32)> },
+    Class { negated: bool, ranges: Ranges },
 }
 
 /// A compiled pattern.
@@ -35,17 +35,20 @@ pub(crate) fn characters(text: &[u8]) -> Vec<u32> {
     out
 }
 
-/// One `[..]` class, `at` right after the `[`; gives the class and what follows it.
-pub(crate) fn class(chars: &[u32], mut at: usize) -> Option<(bool, Vec<(u32, u32)>, usize)> {
+/// Lowest and highest character of each member of a class.
+pub(crate) type Ranges = Vec<(u32, u32)>;
+
+/// One `[..]` class, `at` right after the `[`; gives whether it is negated, its members and what follows it.
+pub(crate) fn class(chars: &[u32], mut at: usize) -> Option<(bool, Ranges, usize)> {
     const ESCAPE: u32 = b'\\' as u32;
     let is = |at: usize, c: u8| chars.get(at) == Some(&u32::from(c));
     let negated = is(at, b'^');
     at += usize::from(negated);
     let member = |at: usize| -> Option<(u32, usize)> {
-        match chars.get(at)? {
-            &c if c == u32::from(b'-') || c == u32::from(b']') => None,
-            &ESCAPE => Some((*chars.get(at + 1)?, at + 2)),
-            &c => Some((c, at + 1)),
+        match *chars.get(at)? {
+            c if c == u32::from(b'-') || c == u32::from(b']') => None,
+            ESCAPE => Some((*chars.get(at + 1)?, at + 2)),
+            c => Some((c, at + 1)),
         }
     };
     let mut ranges = Vec::new();

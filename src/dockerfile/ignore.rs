@@ -7,7 +7,7 @@
 //! A text is hostile until parsed: its size and the number of patterns are bounded, a malformed pattern is
 //! an error with its line, and matching costs at most the product of the lengths.
 
-use crate::glob::{characters, class};
+use crate::glob::{Ranges, characters, class};
 
 /// Largest ignore file, in bytes.
 pub const MAX_BYTES: usize = 1 << 20;
@@ -91,7 +91,7 @@ enum Token {
     Many,
     Class {
         negated: bool,
-        ranges: Vec<(u32, u32)>,
+        ranges: Ranges,
     },
     /// `**` in the middle: nothing, or anything that ends in a slash.
     Directories,

@@ -78,7 +78,11 @@ impl<'a> Typer<'a> {
                 Some(word)
             }
             _ => {
-                return self.error("D0005", self.line.span, "FROM takes an image, or an image, AS and a name");
+                return self.error(
+                    "D0005",
+                    self.line.span,
+                    "FROM takes an image, or an image, AS and a name",
+                );
             }
         };
         Some(Stage {

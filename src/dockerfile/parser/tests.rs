@@ -217,7 +217,7 @@ fn bounds() {
     assert_eq!(good(&many).stages[0].instructions.len(), 100_000);
     let wrong = format!("FROM x\n{}", "NOPE\n".repeat(100_000));
     assert_eq!(read(&wrong).unwrap_err().items.len(), MAX_ERRORS);
-    good(&format!("FROM x\nENV a={}", format!("{}{}", "${A:-".repeat(10_000), "}".repeat(10_000))));
+    good(&format!("FROM x\nENV a={}{}", "${A:-".repeat(10_000), "}".repeat(10_000)));
     let onbuilds = "ONBUILD ".repeat(5_000);
     bad(&format!("FROM x\n{onbuilds}RUN x"));
 }
