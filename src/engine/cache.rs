@@ -4,6 +4,7 @@
 //! the engine's business, so [`StepCache::try_claim`] never waits.
 
 use keelway_model::{CacheKey, Digest, KeyPart, Output};
+use keelway_store::{CacheRecord, Store};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -79,5 +80,24 @@ impl StepCache for MemoryCache {
     fn try_claim(&self, key: &Digest) -> Result<Option<Claim>, CacheError> {
         let free = self.lock().claimed.insert(*key);
         Ok(free.then(|| Box::new(MemoryClaim { cache: self.clone(), key: *key }) as Claim))
+    }
+}
+
+impl StepCache for Store {
+    fn get(&self, key: &CacheKey) -> Result<Option<Output>, CacheError> {
+        Ok(self.cache_get(key).map(|record| record.output))
+    }
+    fn put(&self, key: &CacheKey, output: &Output) -> Result<(), CacheError> {
+        let record = CacheRecord { output: output.clone() };
+        self.cache_put(key, &record).map_err(|e| CacheError { message: e.to_string() })
+    }
+    fn last_parts(&self, identity: &Digest) -> Result<Option<Vec<(KeyPart, Digest)>>, CacheError> {
+        Ok(Store::last_parts(self, identity))
+    }
+    fn try_claim(&self, key: &Digest) -> Result<Option<Claim>, CacheError> {
+        match Store::try_claim(self, key) {
+            Ok(claim) => Ok(claim.map(|c| Box::new(c) as Claim)),
+            Err(e) => Err(CacheError { message: e.to_string() }),
+        }
     }
 }

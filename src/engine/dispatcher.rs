@@ -204,6 +204,8 @@ struct Scope {
     first: usize,
     count: usize,
     unfinished: usize,
+    /// Cells that need nothing more; looked at by the next `settle`, so that no event costs a walk over the plan.
+    ready: Vec<usize>,
     result: Option<NodeId>,
     cancel: CancelSource,
     /// The first node that failed.
@@ -298,10 +300,12 @@ impl Dispatcher {
         done: Option<oneshot::Sender<NodeEnd>>,
     ) {
         let (scope, first, count) = (self.scopes.len(), self.cells.len(), plan.nodes.len());
+        let ready = Vec::new();
         self.scopes.push(Scope {
             first,
             count,
             unfinished: count,
+            ready,
             result: plan.result,
             cancel,
             failure: None,
@@ -313,6 +317,9 @@ impl Dispatcher {
             path.push(node.id);
             for need in &node.needs {
                 self.cells[first + need.index()].dependents.push(index);
+            }
+            if node.needs.is_empty() {
+                self.scopes[scope].ready.push(index);
             }
             let planned = EventKind::Planned { name: node.name.clone(), kind: node.op.kind().to_owned() };
             self.cells.push(Cell {
@@ -343,15 +350,16 @@ impl Dispatcher {
     /// After anything changed in a scope: starts what is ready, or, when it is cancelled, gives up what has not
     /// started. Afterwards a scope is either finished or has a running node.
     async fn settle(&mut self, scope: usize) {
-        let (first, count) = (self.scopes[scope].first, self.scopes[scope].count);
-        let cancelled = self.scopes[scope].cancel.state().is_some();
-        for index in first..first + count {
-            if self.cells[index].state != State::Pending {
-                continue;
+        if self.scopes[scope].cancel.state().is_some() {
+            let (first, count) = (self.scopes[scope].first, self.scopes[scope].count);
+            for index in first..first + count {
+                if self.cells[index].state == State::Pending {
+                    self.end(index, Outcome::Cancelled).await;
+                }
             }
-            if cancelled {
-                self.end(index, Outcome::Cancelled).await;
-            } else if self.cells[index].missing == 0 {
+        }
+        for index in std::mem::take(&mut self.scopes[scope].ready) {
+            if self.cells[index].state == State::Pending {
                 self.start(index);
             }
         }
@@ -409,6 +417,9 @@ impl Dispatcher {
             for d in dependents {
                 if ok {
                     self.cells[d].missing -= 1;
+                    if self.cells[d].missing == 0 {
+                        self.scopes[scope].ready.push(d);
+                    }
                 } else {
                     ending.push_back((
                         d,
@@ -517,3 +528,6 @@ fn keep_tail(tail: &mut VecDeque<String>, text: &str) {
         tail.push_back(line[..end].to_owned());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -99,6 +99,11 @@ pub(crate) async fn supervise(task: Task) {
             }
         }
     };
+    // Work that ended at its first poll was armed without the loop seeing it.
+    if let Some(since) = *phase.borrow() {
+        began = since;
+        watch.deadline = Some(since + limit);
+    }
     let end = match worked {
         Worked::SubPlan(plan) => sub_plan(&task, plan, &mut watch).await,
         Worked::Done { output, result, cached } => NodeEnd::Done { output, result, cached },
