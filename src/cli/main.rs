@@ -1,3 +1,20 @@
-//! The `keelway` binary.
+//! The `keelway` binary: re-executions of itself first, then arguments, then one command.
 
-fn main() {}
+mod args;
+mod commands;
+mod hidden;
+mod machine;
+mod outcome;
+mod render;
+mod settings;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // A sandbox's init and the processes of a host are this binary too. They come before argument parsing,
+    // logging and the async runtime: init must be single-threaded.
+    if let Some(code) = hidden::run_if_asked() {
+        return code;
+    }
+    commands::main()
+}

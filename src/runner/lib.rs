@@ -1,1 +1,72 @@
-//! Composition: pin, plan, run. Performs every Op.
+//! Composition: pin the source, plan, run.
+//!
+//! This crate knows how every [`Op`](keelway_model::Op) is done and which crate does it; it decides nothing that a lower
+//! crate could decide. The way of a run: [`source`] pins a commit and gives its tree, `pipeline` makes the plan, `engine`
+//! orders it, [`Performer`] does each node (a build is lowered to steps by `image`, each step runs in a `sandbox`),
+//! `ledger` records it. Settings arrive typed; the environment is read by `cli` alone.
+
+pub mod build;
+mod deploy;
+mod exec;
+mod perform;
+mod push;
+pub mod run;
+pub mod settings;
+pub mod source;
+mod steps;
+mod subtree;
+pub mod watch;
+
+pub use perform::{Performer, Subject, Workspace};
+pub use settings::Settings;
+
+use keelway_engine::Failure;
+use keelway_model::{Diagnostics, ExitCode, SkipReason};
+
+/// Why there was nothing to run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    /// The definition is not valid.
+    #[error("{0}")]
+    Definition(Diagnostics),
+    /// Something failed before the first node.
+    #[error("{0}")]
+    Failed(Failure),
+    /// The file does not want to be run for this.
+    #[error("nothing to run: {0}")]
+    NotTriggered(SkipReason),
+}
+
+impl RunnerError {
+    /// The exit code it asks for.
+    pub const fn exit(&self) -> ExitCode {
+        match self {
+            Self::Definition(_) => ExitCode::Usage,
+            Self::Failed(f) => f.exit,
+            Self::NotTriggered(_) => ExitCode::Done,
+        }
+    }
+    pub(crate) fn outside(e: impl std::fmt::Display) -> Self {
+        Self::Failed(Failure::outside(e.to_string()))
+    }
+}
+
+impl From<Failure> for RunnerError {
+    fn from(f: Failure) -> Self {
+        Self::Failed(f)
+    }
+}
+
+impl From<Diagnostics> for RunnerError {
+    fn from(d: Diagnostics) -> Self {
+        Self::Definition(d)
+    }
+}
+
+/// A blocking piece of work on the blocking pool. A panic in it is a bug of ours and says so.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Failure::bug(format!("a worker of Keelway failed: {e}"))),
+    }
+}

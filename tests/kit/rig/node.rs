@@ -109,7 +109,9 @@ impl Node {
     pub fn command(&self, program: &str) -> Command {
         let mut c = Command::new("nsenter");
         c.arg(format!("--target={}", self.init))
-            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--wd=/", "--", program])
+            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--wd=/", "--"])
+            // Namespaces are entered, cgroups are not: the command joins the node's own first.
+            .args(["sh", "-c", "for p in /sys/fs/cgroup/*/cgroup.procs; do echo $$ >$p; done; exec \"$@\"", "sh", program])
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", "/root")

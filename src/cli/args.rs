@@ -1,0 +1,268 @@
+//! The command line as it is typed. What it means is decided in [`crate::settings`] and [`crate::commands`].
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// From a commit to running replicas: build, test, push, roll out.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keelway",
+    version,
+    propagate_version = true,
+    after_help = "Examples:\n  keelway run                              the pipeline of this checkout\n  keelway run --repo https://example.com/shop.git --commit main\n  keelway image build -t shop/web:dev .    one image, no pipeline\n  keelway runs ls                          what ran\n\nExit codes: 0 done, 1 a step failed, 2 wrong usage or definition, 3 cancelled, 4 the world outside failed,\n10 to 14 deploys (docs/exit-codes.md)."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// How to say what happens
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub format: Format,
+    /// Say only how it ended
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// When to use colour
+    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto, value_name = "WHEN")]
+    pub color: Colour,
+    /// Where the store, the ledger and mirrors are [default: /var/lib/keelway for root]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}
+
+/// How to say what happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Colour {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What this machine says of names in pipeline files.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Names {
+    /// The certificate authority that a pipeline file (or a registry's host name) calls NAME
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    pub registry_ca: Vec<(String, PathBuf)>,
+    /// A registry that may be spoken to without TLS
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub registry_http: Vec<String>,
+    /// The ssh configuration file that a target calls NAME
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    pub ssh_config: Vec<(String, PathBuf)>,
+    /// A certificate authority to trust for everything, besides the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Vec<PathBuf>,
+}
+
+fn named_file(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        _ => Err("write it as NAME=FILE".into()),
+    }
+}
+
+/// Where the source is.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Source {
+    /// A repository: https, ssh, file URL or path [default: the checkout you stand in]
+    #[arg(long, value_name = "URL")]
+    pub repo: Option<String>,
+    /// Branch, tag or commit of --repo
+    #[arg(long, value_name = "REF", requires = "repo")]
+    pub commit: Option<String>,
+    /// Run the tree as it lies there, uncommitted changes included; never pushes or deploys
+    #[arg(long, conflicts_with = "repo")]
+    pub dirty: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the pipeline of this checkout, or of --repo URL --commit REF
+    #[command(after_help = "Examples:\n  keelway run\n  keelway run test                     one stage and what it needs\n  keelway run --dirty test\n  keelway run --repo git@git.example.com:shop/web.git --commit v1.2")]
+    Run {
+        /// Stages to run, with what they need [default: all]
+        stages: Vec<String>,
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        names: Names,
+    },
+    /// Show what would run, and why
+    #[command(after_help = "Example:\n  keelway plan --repo https://example.com/shop.git --commit main")]
+    Plan {
+        /// Stages to plan, with what they need [default: all]
+        stages: Vec<String>,
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        names: Names,
+    },
+    /// Report every problem of keelway.yml and the Dockerfiles it names
+    #[command(after_help = "Example:\n  keelway lint --dirty")]
+    Lint {
+        #[command(flatten)]
+        source: Source,
+    },
+    /// Say what a diagnostic means and how to mend it
+    #[command(after_help = "Example:\n  keelway explain K0102")]
+    Explain {
+        /// The code in brackets, for example K0102
+        code: String,
+    },
+    /// Run the pipeline for every new commit of a branch
+    #[command(after_help = "Example:\n  keelway watch --repo https://example.com/shop.git --branch main")]
+    Watch {
+        /// The repository
+        #[arg(long, value_name = "URL")]
+        repo: String,
+        /// The branch
+        #[arg(long, default_value = "main")]
+        branch: String,
+        /// Between two looks
+        #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
+        every: std::time::Duration,
+        /// Look once, run what is new, and end
+        #[arg(long)]
+        once: bool,
+        #[command(flatten)]
+        names: Names,
+    },
+    /// Runs, past and present
+    #[command(subcommand)]
+    Runs(RunsVerb),
+    /// Images of this machine's store
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// What runs on a target's hosts
+    #[command(subcommand)]
+    Deploy(DeployVerb),
+}
+
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    keelway_model::parse_duration(text).map_err(|e| e.to_string())
+}
+
+/// Runs, past and present.
+#[derive(Debug, Subcommand)]
+pub enum RunsVerb {
+    /// List runs, newest first
+    Ls {
+        /// At most so many
+        #[arg(long, short = 'n', default_value_t = 20, value_name = "N")]
+        limit: u32,
+    },
+    /// Show one run: attempts, stages, steps
+    Show {
+        /// The run, or the unique beginning of its id [default: the newest]
+        run: Option<String>,
+    },
+    /// Print the output of a run's stages
+    Logs {
+        /// The run, or the unique beginning of its id [default: the newest]
+        run: Option<String>,
+        /// Only this stage
+        #[arg(long)]
+        stage: Option<String>,
+    },
+}
+
+/// Images of this machine's store.
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// Build an image from a Dockerfile
+    #[command(after_help = "Examples:\n  keelway image build .\n  keelway image build -t shop/web:dev -f docker/Dockerfile --build-arg VERSION=3 .")]
+    Build {
+        /// The build context
+        dir: PathBuf,
+        /// Name the image in the store
+        #[arg(long, short = 't', value_name = "NAME[:TAG]")]
+        tag: Vec<String>,
+        /// The Dockerfile [default: DIR/Dockerfile]
+        #[arg(long, short = 'f', value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// The stage to build [default: the last]
+        #[arg(long, value_name = "STAGE")]
+        target: Option<String>,
+        /// A build argument; without a value it is taken from the environment
+        #[arg(long, value_name = "NAME[=VALUE]")]
+        build_arg: Vec<String>,
+        #[command(flatten)]
+        names: Names,
+    },
+    /// Bring an image from its registry into the store
+    Pull {
+        /// The image
+        image: String,
+        #[command(flatten)]
+        names: Names,
+    },
+    /// Push an image of the store to the registry in its name
+    Push {
+        /// The image
+        image: String,
+        #[command(flatten)]
+        names: Names,
+    },
+    /// Take an image from an OCI layout directory into the store
+    #[command(after_help = "Example:\n  keelway image load ./layout --select latest base/python:12")]
+    Load {
+        /// The layout directory
+        layout: PathBuf,
+        /// The name it gets
+        image: String,
+        /// Its tag or digest in the layout, where the layout holds several
+        #[arg(long, value_name = "TAG|DIGEST")]
+        select: Option<String>,
+    },
+    /// List the images that have a name
+    Ls,
+}
+
+/// What runs on a target's hosts.
+#[derive(Debug, Subcommand)]
+pub enum DeployVerb {
+    /// Show hosts, replicas, digests and health
+    #[command(after_help = "Example:\n  keelway deploy status production")]
+    Status {
+        /// A target of the pipeline file
+        target: String,
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        names: Names,
+    },
+    /// Go back to the release before this one
+    #[command(after_help = "Example:\n  keelway deploy rollback production")]
+    Rollback {
+        /// A target of the pipeline file
+        target: String,
+        /// The app, where the target has several
+        #[arg(long)]
+        app: Option<String>,
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        names: Names,
+    },
+}

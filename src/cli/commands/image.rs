@@ -1,0 +1,156 @@
+//! `keelway image ..`.
+
+use super::Context;
+use crate::args::{Format, Names};
+use crate::machine::Machine;
+use crate::outcome::CommandError;
+use crate::{render, settings};
+use keelway_model::plan::BuildOp;
+use keelway_model::{Bytes, Digest, ExitCode, ImageRef, Limits, Platform, SourceText, Tag};
+use keelway_registry::{Progress, Stage};
+use keelway_runner::run::{SingleBuild, build_image, image_of};
+use keelway_runner::{Settings, Workspace};
+use keelway_source::DirTree;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The flags of `image build`.
+pub struct BuildArgs {
+    pub dir: PathBuf,
+    pub tag: Vec<String>,
+    pub file: Option<PathBuf>,
+    pub target: Option<String>,
+    pub build_arg: Vec<String>,
+}
+
+fn reference(text: &str) -> Result<ImageRef, CommandError> {
+    text.parse().map_err(|e| CommandError::usage(format!("{e}")))
+}
+
+fn build_args(words: &[String]) -> Result<BTreeMap<String, String>, CommandError> {
+    let mut args = BTreeMap::new();
+    for word in words {
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (word.as_str(), Machine::variable(word)),
+        };
+        if name.is_empty() {
+            return Err(CommandError::usage(format!("--build-arg {word:?}: write it as NAME=VALUE")));
+        }
+        // A name without a value anywhere stays unset, as with docker.
+        if let Some(value) = value {
+            args.insert(name.to_owned(), value);
+        }
+    }
+    Ok(args)
+}
+
+/// Where the Dockerfile is: inside the context by its path there, else by its text.
+fn dockerfile(args: &BuildArgs) -> Result<(String, Option<SourceText>), CommandError> {
+    let Some(file) = &args.file else { return Ok(("Dockerfile".into(), None)) };
+    let real = |p: &Path| p.canonicalize().map_err(|e| CommandError::usage(format!("{}: {e}", p.display())));
+    let (file_real, dir_real) = (real(file)?, real(&args.dir)?);
+    match file_real.strip_prefix(&dir_real).ok().and_then(Path::to_str) {
+        Some(inside) => Ok((inside.to_owned(), None)),
+        None => {
+            let text = fs::read_to_string(&file_real).map_err(|e| CommandError::usage(format!("{}: {e}", file.display())))?;
+            let name = file.file_name().map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned());
+            Ok((name, Some(SourceText::new(file.display().to_string(), text))))
+        }
+    }
+}
+
+/// `image build`.
+pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<(), CommandError> {
+    let settings = settings::settings(&context.global, names, &context.machine)?;
+    let tags = args.tag.iter().map(|t| reference(t)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(tag) = tags.iter().find(|t| t.digest.is_some()) {
+        return Err(CommandError::usage(format!("-t {tag}: an image that is not built yet cannot be named by digest")));
+    }
+    let (file, text) = dockerfile(&args)?;
+    let tree = DirTree::open(&args.dir).map_err(|e| CommandError::usage(e.to_string()))?;
+    let op = BuildOp { context: ".".into(), file, target: args.target, args: build_args(&args.build_arg)?, platform: Platform::host(), limits: Limits::default() };
+    let workspace = Workspace::open(&settings)?;
+    let single = SingleBuild { tree: Arc::new(tree), op, dockerfile: text };
+    let show = render::events(&context.style, &settings.clock);
+    let report = build_image(&settings, &workspace, single, show, context.cancel.token()).await?;
+    if report.exit != ExitCode::Done {
+        return Err(CommandError::Ended(report.exit));
+    }
+    let image = image_of(&report).ok_or_else(|| CommandError::outside("the build gave no image; this is a bug in Keelway"))?;
+    for tag in &tags {
+        workspace.store.set_reference(tag, &image.manifest).map_err(CommandError::outside)?;
+    }
+    let _ = workspace.store.empty_trash(Duration::from_millis(500));
+    match context.global.format {
+        Format::Text => context.print(&format!("{}\n", image.manifest.digest)),
+        Format::Json => Ok(()),
+    }
+}
+
+/// A line for each transfer that is over.
+fn say_transfers(context: &Context) -> keelway_registry::ProgressFn {
+    let quiet = context.global.quiet;
+    Arc::new(move |p: Progress| {
+        use std::io::Write;
+        if !quiet && p.stage == Stage::Done {
+            let _ = writeln!(std::io::stderr(), "{} {}", p.digest.short(), Bytes(p.total));
+        }
+    })
+}
+
+fn open(context: &Context, names: &Names) -> Result<(Settings, Workspace), CommandError> {
+    let settings = settings::settings(&context.global, names, &context.machine)?;
+    let workspace = Workspace::open(&settings)?;
+    Ok((settings, workspace))
+}
+
+/// `image pull`.
+pub async fn pull(context: &Context, image: &str, names: &Names) -> Result<(), CommandError> {
+    let name = reference(image)?;
+    let (settings, workspace) = open(context, names)?;
+    let client = settings.registry_client(&BTreeMap::new())?;
+    let store = &workspace.store;
+    let progress = say_transfers(context);
+    let found = client.fetch_image(store, &name, &Platform::host(), Arc::clone(&progress)).await.map_err(CommandError::outside)?;
+    client.fetch_layers(store, &name.repository, &found.manifest, &found.config, progress).await.map_err(CommandError::outside)?;
+    store.set_reference(&name, &found.descriptor).map_err(CommandError::outside)?;
+    context.print(&format!("{}\n", found.descriptor.digest))
+}
+
+/// `image push`.
+pub async fn push(context: &Context, image: &str, names: &Names) -> Result<(), CommandError> {
+    let name = reference(image)?;
+    let (settings, workspace) = open(context, names)?;
+    let client = settings.registry_client(&BTreeMap::new())?;
+    let known = workspace.store.reference(&name).map_err(CommandError::outside)?;
+    let manifest = known.ok_or_else(|| CommandError::usage(format!("{name} is not in the store; `keelway image ls` lists what is")))?;
+    let tags: Vec<Tag> = name.effective_tag().into_iter().collect();
+    let pushed = client.push(&workspace.store, &manifest, &name.repository, &tags, say_transfers(context)).await.map_err(CommandError::outside)?;
+    context.print(&format!("{}\n", pushed.digest()))
+}
+
+/// `image load`.
+pub fn load(context: &Context, layout: &Path, image: &str, select: Option<&str>) -> Result<(), CommandError> {
+    let name = reference(image)?;
+    let (_, workspace) = open(context, &Names::default())?;
+    let loaded = keelway_image::import::oci_layout(&workspace.store, layout, select, &name, &Platform::host()).map_err(CommandError::outside)?;
+    context.print(&format!("{}\n", loaded.digest))
+}
+
+/// `image ls`.
+pub fn ls(context: &Context) -> Result<(), CommandError> {
+    let (_, workspace) = open(context, &Names::default())?;
+    let mut rows: Vec<(String, Digest)> =
+        workspace.store.references().map_err(CommandError::outside)?.into_iter().map(|(n, d)| (n.to_string(), d.digest)).collect();
+    rows.sort();
+    let width = rows.iter().map(|(n, _)| n.len()).max().unwrap_or(0);
+    let text: String = match context.global.format {
+        Format::Text => rows.iter().map(|(n, d)| format!("{n:width$}  {d}\n")).collect(),
+        Format::Json => rows.iter().map(|(n, d)| format!("{}\n", serde_json::json!({"name": n, "digest": d}))).collect(),
+    };
+    context.print(&text)
+}

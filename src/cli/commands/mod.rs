@@ -1,0 +1,143 @@
+//! One file a verb; here they are chosen, given their settings, and ended.
+
+mod deploy;
+mod image;
+mod plan;
+mod run;
+mod runs;
+mod watch;
+
+use crate::args::{Cli, Global, ImageVerb, Verb};
+use crate::machine::Machine;
+use crate::outcome::CommandError;
+use crate::render::{self, Style};
+use clap::Parser;
+use keelway_engine::{CancelReason, CancelSource};
+use keelway_model::ExitCode as Code;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// What every command is given.
+pub struct Context {
+    /// Flags of every command.
+    pub global: Global,
+    /// The environment.
+    pub machine: Machine,
+    /// How to say things.
+    pub style: Style,
+    /// Cancelled by Ctrl-C and SIGTERM.
+    pub cancel: CancelSource,
+}
+
+impl Context {
+    /// Writes a result to standard output. A reader that is gone (`| head`) is no error.
+    pub fn print(&self, text: &str) -> Result<(), CommandError> {
+        let mut out = io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(CommandError::outside(format!("cannot write the result: {e}"))),
+            _ => Ok(()),
+        }
+    }
+    /// Says something beside the result.
+    pub fn say(&self, text: &str) {
+        if !self.global.quiet {
+            let _ = writeln!(io::stderr(), "{}", render::clean(text));
+        }
+    }
+}
+
+/// Parses, runs, ends.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are no errors; clap knows which stream is meant.
+            let code = if e.use_stderr() { Code::Usage } else { Code::Done };
+            let _ = e.print();
+            return code.code().into();
+        }
+    };
+    let machine = Machine::read();
+    log(&machine);
+    let style = Style::new(&cli.global, &machine);
+    let context = Context { global: cli.global, machine, style, cancel: CancelSource::new() };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(r) => r,
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "keelway: cannot start: {e}");
+            return Code::Outside.code().into();
+        }
+    };
+    let result = runtime.block_on(async {
+        let signals = tokio::spawn(listen(context.cancel.clone()));
+        let result = dispatch(&context, cli.verb).await;
+        signals.abort();
+        result
+    });
+    // Blocking work that was given up must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => Code::Done.code().into(),
+        Err(e) => {
+            say_error(&context, &e);
+            e.exit().code().into()
+        }
+    }
+}
+
+fn say_error(context: &Context, e: &CommandError) {
+    let mut err = io::stderr().lock();
+    let _ = match e {
+        CommandError::Ended(_) => Ok(()),
+        CommandError::Definition(d) => err.write_all(render::diagnostics(d, &context.style).as_bytes()),
+        CommandError::Failed(f) if f.exit == Code::Done => writeln!(err, "{}", render::clean(&f.message)),
+        CommandError::Failed(f) => writeln!(err, "{}", render::error(&f.message, &context.style)),
+    };
+}
+
+fn log(machine: &Machine) {
+    if let Some(filter) = &machine.log {
+        let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_default();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    }
+}
+
+/// The first signal asks, the second one kills.
+async fn listen(cancel: CancelSource) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+    let mut asked = false;
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if asked {
+            cancel.kill(CancelReason::Interrupt);
+        } else {
+            asked = true;
+            cancel.cancel(CancelReason::Interrupt);
+            let _ = writeln!(io::stderr(), "stopping in good order; once more to stop at once");
+        }
+    }
+}
+
+async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
+    match verb {
+        Verb::Run { stages, source, names } => run::run(context, &stages, &source, &names).await,
+        Verb::Plan { stages, source, names } => plan::plan(context, &stages, &source, &names).await,
+        Verb::Lint { source } => plan::lint(context, &source).await,
+        Verb::Explain { code } => plan::explain(context, &code),
+        Verb::Watch { repo, branch, every, once, names } => watch::watch(context, &repo, branch, every, once, &names).await,
+        Verb::Runs(verb) => runs::runs(context, verb),
+        Verb::Image(ImageVerb::Build { dir, tag, file, target, build_arg, names }) => {
+            let build = image::BuildArgs { dir, tag, file, target, build_arg };
+            image::build(context, build, &names).await
+        }
+        Verb::Image(ImageVerb::Pull { image, names }) => image::pull(context, &image, &names).await,
+        Verb::Image(ImageVerb::Push { image, names }) => image::push(context, &image, &names).await,
+        Verb::Image(ImageVerb::Load { layout, image, select }) => image::load(context, &layout, &image, select.as_deref()),
+        Verb::Image(ImageVerb::Ls) => image::ls(context),
+        Verb::Deploy(verb) => deploy::deploy(context, verb).await,
+    }
+}

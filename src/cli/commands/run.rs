@@ -1,0 +1,50 @@
+//! `keelway run`.
+
+use super::Context;
+use crate::args::{Names, Source};
+use crate::outcome::CommandError;
+use crate::{render, settings};
+use keelway_pipeline::Event;
+use keelway_runner::run::{execute, open_ledger, prepare, record};
+use keelway_runner::source::{Pinned, Wanted, pin};
+use keelway_runner::{Settings, Workspace, watch};
+use keelway_source::{Origin, RepoUrl};
+
+/// What the flags ask for.
+pub fn wanted(source: &Source) -> Result<Wanted, CommandError> {
+    match &source.repo {
+        Some(url) => Ok(Wanted::Repository {
+            url: RepoUrl::parse(url, Origin::CommandLine).map_err(|e| CommandError::usage(format!("--repo: {e}")))?,
+            reference: source.commit.clone().unwrap_or_else(|| "HEAD".into()),
+        }),
+        None => Ok(Wanted::Checkout { at: std::env::current_dir().map_err(CommandError::outside)?, dirty: source.dirty }),
+    }
+}
+
+/// Pins the source and says what a person should know about it.
+pub async fn pinned(context: &Context, settings: &Settings, source: &Source) -> Result<Pinned, CommandError> {
+    let pinned = pin(settings, wanted(source)?).await?;
+    for remark in &pinned.remarks {
+        context.say(remark);
+    }
+    Ok(pinned)
+}
+
+/// The pipeline of a source.
+pub async fn run(context: &Context, stages: &[String], source: &Source, names: &Names) -> Result<(), CommandError> {
+    let settings = settings::settings(&context.global, names, &context.machine)?;
+    let selection = watch::stage_names(stages)?;
+    let pinned = pinned(context, &settings, source).await?;
+    let prepared = prepare(&settings, pinned, Event::Manual, selection).await?;
+    if !prepared.warnings.items.is_empty() {
+        context.say(render::diagnostics(&prepared.warnings, &context.style).trim_end());
+    }
+    let workspace = Workspace::open(&settings)?;
+    let ledger = open_ledger(&settings)?;
+    let run = record(&ledger, &prepared)?;
+    let show = render::events(&context.style, &settings.clock);
+    let report = execute(&settings, &workspace, &ledger, &run, prepared, show, context.cancel.token()).await?;
+    // What was thrown away is deleted when the result is known, and not for long.
+    let _ = workspace.store.empty_trash(std::time::Duration::from_millis(500));
+    if report.exit == keelway_model::ExitCode::Done { Ok(()) } else { Err(CommandError::Ended(report.exit)) }
+}

@@ -1,0 +1,185 @@
+//! `keelway runs ls|show|logs`.
+
+use super::Context;
+use crate::args::{Format, RunsVerb};
+use crate::outcome::CommandError;
+use crate::{render, settings};
+use keelway_ledger::{AttemptDetail, AttemptRecord, Filter, Ledger, NodeRecord, NodeState, RunSummary};
+use keelway_model::{CommitId, NodeId, Outcome, RunId, format_duration};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Runs, past and present.
+pub fn runs(context: &Context, verb: RunsVerb) -> Result<(), CommandError> {
+    let dir = settings::state_dir(&context.global, &context.machine)?.join("ledger");
+    let ledger = Ledger::open(&dir, settings::clock(&context.machine)).map_err(CommandError::outside)?;
+    // What died since is shown as what it is.
+    ledger.interrupted().map_err(CommandError::outside)?;
+    match verb {
+        RunsVerb::Ls { limit } => ls(context, &ledger, limit),
+        RunsVerb::Show { run } => show(context, &ledger, run.as_deref()),
+        RunsVerb::Logs { run, stage } => logs(context, &ledger, run.as_deref(), stage.as_deref()),
+    }
+}
+
+fn find(ledger: &Ledger, text: Option<&str>) -> Result<RunId, CommandError> {
+    if let Some(text) = text {
+        return ledger.find_run(text).map_err(|e| CommandError::usage(e.to_string()));
+    }
+    let newest = ledger.runs(&Filter { limit: 1, ..Filter::default() }).map_err(CommandError::outside)?;
+    newest.into_iter().next().map(|r| r.id).ok_or_else(|| CommandError::usage("there is no run yet; `keelway run` makes one"))
+}
+
+fn state(attempt: Option<&AttemptRecord>) -> String {
+    match attempt {
+        None => "recorded".into(),
+        Some(a) => match (a.exit, a.state.as_str()) {
+            (Some(code), "failed") => format!("failed ({})", code.code()),
+            (_, state) => state.into(),
+        },
+    }
+}
+
+fn elapsed(a: &AttemptRecord) -> String {
+    let millis = a.finished.map(|f| u64::try_from(f.0 - a.started.0).unwrap_or(0));
+    millis.map_or_else(|| "-".into(), |ms| format_duration(Duration::from_millis(ms)))
+}
+
+fn json(run: &RunSummary) -> serde_json::Value {
+    let last = run.last.as_ref();
+    serde_json::json!({
+        "run": run.id, "repo": run.repo, "commit": run.commit, "branch": run.branch, "event": run.event, "created": run.created.to_string(),
+        "attempt": last.map(|a| a.attempt), "state": last.map_or("recorded", |a| a.state.as_str()), "exit": last.and_then(|a| a.exit).map(|c| c.code()),
+        "message": last.and_then(|a| a.message.clone()),
+    })
+}
+
+fn ls(context: &Context, ledger: &Ledger, limit: u32) -> Result<(), CommandError> {
+    let runs = ledger.runs(&Filter { limit, ..Filter::default() }).map_err(CommandError::outside)?;
+    if context.global.format == Format::Json {
+        return context.print(&runs.iter().map(|r| format!("{}\n", json(r))).collect::<String>());
+    }
+    let rows: Vec<[String; 6]> = runs
+        .iter()
+        .map(|r| {
+            [
+                r.id.to_string(),
+                state(r.last.as_ref()),
+                r.created.to_string().chars().take(19).collect::<String>() + "Z",
+                r.last.as_ref().map_or_else(|| "-".into(), elapsed),
+                r.commit.as_ref().map_or("-", CommitId::short).to_owned() + &r.branch.as_ref().map(|b| format!(" {b}")).unwrap_or_default(),
+                r.repo.clone(),
+            ]
+        })
+        .collect();
+    context.print(&table(["RUN", "STATE", "CREATED", "TOOK", "COMMIT", "REPOSITORY"], &rows))
+}
+
+fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = head.map(str::len);
+    for row in rows {
+        for (w, cell) in widths.iter_mut().zip(row) {
+            *w = (*w).max(cell.chars().count());
+        }
+    }
+    let mut out = String::new();
+    let mut line = |cells: [&str; N]| {
+        let mut text = String::new();
+        for (cell, width) in cells.iter().zip(widths) {
+            let _ = write!(text, "{:width$}  ", render::clean(cell));
+        }
+        out.push_str(text.trim_end());
+        out.push('\n');
+    };
+    line(head);
+    for row in rows {
+        line(std::array::from_fn(|i| row[i].as_str()));
+    }
+    out
+}
+
+fn outcome(state: &NodeState) -> String {
+    match state {
+        NodeState::Pending => "not started".into(),
+        NodeState::Running => "running".into(),
+        NodeState::Ended(Outcome::Succeeded, ms) => format!("done in {}", format_duration(Duration::from_millis(*ms))),
+        NodeState::Ended(Outcome::Cached, _) => "cached".into(),
+        NodeState::Ended(Outcome::Skipped { reason }, _) => format!("skipped: {reason}"),
+        NodeState::Ended(Outcome::Failed { message, .. }, _) => format!("failed: {message}"),
+        NodeState::Ended(Outcome::Cancelled, _) => "cancelled".into(),
+    }
+}
+
+fn node_line(out: &mut String, node: &NodeRecord) {
+    let indent = "  ".repeat(node.path.len());
+    let _ = write!(out, "{indent}{}: {}", render::clean(&node.name), render::clean(&outcome(&node.state)));
+    if let Some(miss) = &node.miss {
+        let _ = write!(out, " ({miss})");
+    }
+    if let Some(result) = &node.result {
+        let _ = write!(out, " -> {}", render::clean(result));
+    }
+    out.push('\n');
+}
+
+fn attempt_text(out: &mut String, detail: &AttemptDetail) {
+    let a = &detail.attempt;
+    let _ = writeln!(out, "attempt {}: {}, began {}, took {}", a.attempt, state(Some(a)), a.started, elapsed(a));
+    if let Some(message) = &a.message {
+        let _ = writeln!(out, "  {}", render::clean(message));
+    }
+    // Steps of a build follow their stage.
+    let mut nodes: Vec<&NodeRecord> = detail.nodes.iter().collect();
+    nodes.sort_by(|a, b| a.path.cmp(&b.path));
+    for node in nodes {
+        node_line(out, node);
+        for (_, text) in detail.notices.iter().filter(|(path, _)| *path == node.path) {
+            let _ = writeln!(out, "{}  {}", "  ".repeat(node.path.len()), render::clean(text));
+        }
+    }
+}
+
+fn show(context: &Context, ledger: &Ledger, run: Option<&str>) -> Result<(), CommandError> {
+    let id = find(ledger, run)?;
+    if context.global.format == Format::Json {
+        let events = ledger.events(&id, None).map_err(CommandError::outside)?;
+        let lines: Vec<String> = events.iter().map(|e| serde_json::to_string(e).unwrap_or_default() + "\n").collect();
+        return context.print(&lines.concat());
+    }
+    let detail = ledger.show(&id).map_err(CommandError::outside)?;
+    let run = &detail.run;
+    let mut out = format!("run {}\n  repository {}\n", run.id, render::clean(&run.repo));
+    if let Some(commit) = &run.commit {
+        let _ = writeln!(out, "  commit     {commit}{}", run.branch.as_ref().map(|b| format!(" of {}", render::clean(b))).unwrap_or_default());
+    }
+    let _ = writeln!(out, "  set off by {}, {}", run.event, run.created);
+    for attempt in &detail.attempts {
+        attempt_text(&mut out, attempt);
+    }
+    context.print(&out)
+}
+
+/// The node paths of a stage: the stage itself and every step below it.
+fn below(detail: &AttemptDetail, stage: &str) -> Option<NodeId> {
+    detail.nodes.iter().find(|n| n.path.len() == 1 && n.name == stage).map(|n| n.path[0])
+}
+
+fn logs(context: &Context, ledger: &Ledger, run: Option<&str>, stage: Option<&str>) -> Result<(), CommandError> {
+    let id = find(ledger, run)?;
+    let detail = ledger.show(&id).map_err(CommandError::outside)?;
+    let only = match (stage, detail.attempts.last()) {
+        (Some(stage), Some(last)) => {
+            let names: Vec<&str> = last.nodes.iter().filter(|n| n.path.len() == 1).map(|n| n.name.as_str()).collect();
+            let found = below(last, stage).ok_or_else(|| CommandError::usage(format!("run {id} has no stage {stage:?}; it has {}", names.join(", "))))?;
+            Some(found)
+        }
+        _ => None,
+    };
+    for line in ledger.logs(&id, None, None).map_err(CommandError::outside)? {
+        let line = line.map_err(CommandError::outside)?;
+        if only.is_none_or(|n| line.node.first() == Some(&n)) {
+            context.print(&render::clean_lines(&line.text))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! The hidden verbs: re-executions of the binary by itself. No person types them.
+
+use keelway_host::{BalancerSettings, HostSettings, SuperviseSettings, balancer, supervise};
+use keelway_model::ExitCode as Code;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Becomes what the first argument names, when it is one of ours.
+pub fn run_if_asked() -> Option<ExitCode> {
+    let mut args = std::env::args_os().skip(1);
+    let verb = args.next()?;
+    let rest: Vec<OsString> = args.collect();
+    match verb.to_str()? {
+        keelway_sandbox::INIT_ARGUMENT => keelway_sandbox::init_main(),
+        "__host" => Some(host(&rest)),
+        "__balancer" => Some(with(BalancerSettings::from_args(&rest), balancer::run)),
+        "__supervise" => Some(with(SuperviseSettings::from_args(&rest), supervise::run)),
+        _ => None,
+    }
+}
+
+fn with<S, E: Display>(settings: Result<S, E>, run: impl FnOnce(S) -> Code) -> ExitCode {
+    match settings {
+        Ok(settings) => run(settings).code().into(),
+        Err(e) => fail(&e, Code::Usage),
+    }
+}
+
+fn fail(e: &dyn Display, code: Code) -> ExitCode {
+    let _ = writeln!(io::stderr(), "keelway: {e}");
+    code.code().into()
+}
+
+fn host(args: &[OsString]) -> ExitCode {
+    let connection = std::env::var("SSH_CONNECTION").ok();
+    let settings = match HostSettings::from_args(args, connection.as_deref()) {
+        Ok(s) => s,
+        Err(e) => return fail(&e, Code::Usage),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(r) => r,
+        Err(e) => return fail(&e, Code::Outside),
+    };
+    let served = runtime.block_on(keelway_host::serve(tokio::io::stdin(), tokio::io::stdout(), settings));
+    // A read of standard input that never returns must not keep the process.
+    runtime.shutdown_background();
+    match served {
+        Ok(()) => Code::Done.code().into(),
+        Err(e) => fail(&e, Code::Outside),
+    }
+}

@@ -1,0 +1,52 @@
+//! How a command ended, and how that is said.
+
+use keelway_engine::Failure;
+use keelway_model::{Diagnostics, ExitCode};
+use keelway_runner::RunnerError;
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub enum CommandError {
+    /// The definition is not valid: shown with snippets.
+    Definition(Diagnostics),
+    /// Anything else: a message, what to do next in it, and the exit code.
+    Failed(Failure),
+    /// A run or deploy ended that way and has said so itself.
+    Ended(ExitCode),
+}
+
+impl CommandError {
+    /// Wrong usage.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::Failed(Failure::new(ExitCode::Usage, message))
+    }
+    /// The world outside failed.
+    pub fn outside(e: impl std::fmt::Display) -> Self {
+        Self::Failed(Failure::outside(e.to_string()))
+    }
+    /// The exit code.
+    pub const fn exit(&self) -> ExitCode {
+        match self {
+            Self::Definition(_) => ExitCode::Usage,
+            Self::Failed(f) => f.exit,
+            Self::Ended(code) => *code,
+        }
+    }
+}
+
+impl From<RunnerError> for CommandError {
+    fn from(e: RunnerError) -> Self {
+        match e {
+            RunnerError::Definition(d) => Self::Definition(d),
+            RunnerError::Failed(f) => Self::Failed(f),
+            // Not wanted is no failure, but nothing was done either: it is said and the exit code is 0.
+            e @ RunnerError::NotTriggered(_) => Self::Failed(Failure::new(ExitCode::Done, e.to_string())),
+        }
+    }
+}
+
+impl From<Failure> for CommandError {
+    fn from(f: Failure) -> Self {
+        Self::Failed(f)
+    }
+}

@@ -1,0 +1,121 @@
+//! From flags, environment and the files they name to the runner's typed settings.
+
+use crate::args::{Global, Names};
+use crate::machine::Machine;
+use crate::outcome::CommandError;
+use keelway_http::{Pem, ProxySettings};
+use keelway_model::clock::{FixedClock, SystemClock};
+use keelway_model::{Clock, Redacted, Timestamp};
+use keelway_registry::{Credentials, RegistrySettings, docker_config};
+use keelway_runner::Settings;
+use keelway_source::{GitSettings, Login};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The state directory.
+pub fn state_dir(global: &Global, machine: &Machine) -> Result<PathBuf, CommandError> {
+    if let Some(dir) = global.state.clone().or_else(|| machine.state.clone()) {
+        return std::path::absolute(&dir).map_err(CommandError::outside);
+    }
+    if machine.root {
+        return Ok("/var/lib/keelway".into());
+    }
+    let data = machine.data_home.clone().or_else(|| machine.home.as_ref().map(|h| h.join(".local/share")));
+    data.map(|d| d.join("keelway")).ok_or_else(|| CommandError::usage("HOME is not set; say where the state shall be with --state DIR"))
+}
+
+fn read(path: &Path, what: &str) -> Result<Vec<u8>, CommandError> {
+    fs::read(path).map_err(|e| CommandError::usage(format!("{what} {}: {e}", path.display())))
+}
+
+fn pem(path: &Path) -> Result<Pem, CommandError> {
+    Ok(Pem { origin: path.display().to_string(), text: read(path, "certificate authority")? })
+}
+
+/// A file that need not be there.
+fn read_optional(path: &Path) -> Result<Option<String>, CommandError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(CommandError::usage(format!("{}: {e}", path.display()))),
+    }
+}
+
+fn http(names: &Names, machine: &Machine) -> Result<keelway_http::Client, CommandError> {
+    let mut settings = keelway_http::Settings::default();
+    if let Some(file) = &machine.cert_file {
+        settings.system_roots = Some(file.clone());
+    }
+    settings.extra_roots = names.ca.iter().map(|f| pem(f)).collect::<Result<_, _>>()?;
+    let proxy = |name: &str| -> Result<_, CommandError> {
+        let text = machine.proxy(name).or_else(|| machine.proxy("all_proxy"));
+        text.map(|t| t.parse().map_err(|e| CommandError::usage(format!("{name}: {e}")))).transpose()
+    };
+    settings.proxy =
+        ProxySettings { http: proxy("http_proxy")?, https: proxy("https_proxy")?, no_proxy: machine.proxy("no_proxy").unwrap_or_default().to_owned() };
+    keelway_http::Client::new(settings).map_err(|e| CommandError::usage(e.to_string()))
+}
+
+fn credentials(machine: &Machine) -> Result<Credentials, CommandError> {
+    let dir = machine.docker_config.clone().or_else(|| machine.home.as_ref().map(|h| h.join(".docker")));
+    let Some(file) = dir.map(|d| d.join("config.json")) else { return Ok(Credentials::default()) };
+    let Some(text) = read_optional(&file)? else { return Ok(Credentials::default()) };
+    let loaded = docker_config::load(&text, &file.display().to_string()).map_err(|e| CommandError::usage(e.to_string()))?;
+    Ok(loaded.with_helper_dirs(machine.path.clone()))
+}
+
+fn git(http: &keelway_http::Client, machine: &Machine) -> Result<GitSettings, CommandError> {
+    let mut git = GitSettings::new(http.clone());
+    if let Some(home) = &machine.home
+        && let Some(text) = read_optional(&home.join(".netrc"))?
+    {
+        git.credentials.add_netrc(&text);
+    }
+    if let Some(token) = &machine.git_token {
+        git.credentials.set_any(Login { user: "git".into(), password: Redacted::new(token.reveal().clone()) });
+    }
+    Ok(git)
+}
+
+/// The clock, which a test may stop.
+pub fn clock(machine: &Machine) -> Arc<dyn Clock> {
+    match machine.clock {
+        Some(at) => Arc::new(FixedClock(at)),
+        None => Arc::new(SystemClock),
+    }
+}
+
+/// Everything a run depends on.
+pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Settings, CommandError> {
+    let state = state_dir(global, machine)?;
+    let http = http(names, machine)?;
+    let git = git(&http, machine)?;
+    let registry_cas = names.registry_ca.iter().map(|(n, f)| Ok((n.clone(), pem(f)?))).collect::<Result<_, CommandError>>()?;
+    let ssh_configs = names
+        .ssh_config
+        .iter()
+        .map(|(n, f)| match std::path::absolute(f) {
+            Ok(p) if p.is_file() => Ok((n.clone(), p)),
+            _ => Err(CommandError::usage(format!("--ssh-config {n}: {} is not a file", f.display()))),
+        })
+        .collect::<Result<_, CommandError>>()?;
+    Ok(Settings {
+        store: state.join("store"),
+        ledger: state.join("ledger"),
+        mirrors: state.join("mirrors"),
+        deploys: state.join("deploys"),
+        git,
+        registry: RegistrySettings { credentials: credentials(machine)?, ..RegistrySettings::default() },
+        http,
+        registry_cas,
+        registry_http: names.registry_http.iter().cloned().collect(),
+        ssh_configs,
+        binary: std::env::current_exe().map_err(CommandError::outside)?,
+        proxy_env: machine.proxies.clone(),
+        max_parallel: None,
+        build_time: machine.source_date.unwrap_or(Timestamp(0)),
+        clock: clock(machine),
+    })
+}

@@ -1,0 +1,178 @@
+//! `Op::Build`: a Dockerfile of the source, its bases pinned, lowered to a sub-plan.
+
+use crate::settings::Settings;
+use crate::subtree::Subtree;
+use keelway_dockerfile::{Ignore, ignore_file_candidates};
+use keelway_engine::Failure;
+use keelway_image::{Bases, Build, BuildOptions, PinnedBase};
+use keelway_model::oci::{Descriptor, ImageConfig, Manifest};
+use keelway_model::plan::BuildOp;
+use keelway_model::{Diagnostics, ExitCode, ImageRef, Op, Plan, Platform, SourceText, Tree, TreeError, TreePath};
+use keelway_registry::ProgressFn;
+use keelway_store::Store;
+use std::io::Read;
+use std::sync::Arc;
+
+/// The longest Dockerfile and the longest ignore file, in bytes.
+const MAX_TEXT: u64 = 1 << 20;
+/// The longest manifest and the longest config, in bytes.
+const MAX_DOCUMENT: u64 = 4 << 20;
+/// How often pinned bases may ask for further ones (by triggers), before we call it endless.
+const MAX_ROUNDS: usize = 16;
+
+/// A build whose Dockerfile was read and checked.
+pub struct Opened {
+    /// The context, before its ignore patterns.
+    pub context: Arc<dyn Tree>,
+    /// The ignore patterns.
+    pub ignore: Ignore,
+    /// The checked build.
+    pub build: Build,
+}
+
+/// Why a build cannot be opened.
+pub enum OpenError {
+    /// The Dockerfile is not valid.
+    Definition(Diagnostics),
+    /// Something else.
+    Failed(Failure),
+}
+
+impl From<OpenError> for Failure {
+    fn from(e: OpenError) -> Self {
+        match e {
+            OpenError::Definition(d) => Failure::new(ExitCode::Usage, d.to_string()),
+            OpenError::Failed(f) => f,
+        }
+    }
+}
+
+fn usage(message: String) -> OpenError {
+    OpenError::Failed(Failure::new(ExitCode::Usage, message))
+}
+
+/// Reads a text file of a tree; `Ok(None)` when it is not there.
+fn read_text(tree: &dyn Tree, path: &TreePath, what: &str) -> Result<Option<String>, OpenError> {
+    let mut bytes = Vec::new();
+    match tree.open(path).map(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes)) {
+        Err(TreeError::NotFound { .. }) => return Ok(None),
+        Err(e) => return Err(usage(format!("{what}: {e}"))),
+        Ok(Err(e)) => return Err(OpenError::Failed(Failure::outside(format!("{what}: cannot read {path}: {e}")))),
+        Ok(Ok(_)) => {}
+    }
+    if bytes.len() as u64 > MAX_TEXT {
+        return Err(usage(format!("{what}: {path} is longer than 1 MiB; is it the right file?")));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Some(text)),
+        Err(_) => Err(usage(format!("{what}: {path} is not UTF-8 text"))),
+    }
+}
+
+/// A path of the file, inside the tree. It is clamped, as Docker clamps paths to the context.
+fn inside(path: &str, what: &str) -> Result<TreePath, OpenError> {
+    TreePath::clamped(path.as_bytes()).ok_or_else(|| usage(format!("{what} {path:?} holds a NUL byte")))
+}
+
+/// Reads and checks the Dockerfile of a build; blocking.
+pub fn open(source: &Arc<dyn Tree>, op: &BuildOp, proxy: &[(String, String)]) -> Result<Opened, OpenError> {
+    let at = inside(&op.context, "the build context")?;
+    let context: Arc<dyn Tree> = if at.is_root() {
+        Arc::clone(source)
+    } else {
+        Arc::new(Subtree::new(Arc::clone(source), at).map_err(|e| usage(format!("build context: {e}")))?)
+    };
+    let file = inside(&op.file, "the Dockerfile's path")?;
+    let name = if matches!(op.context.as_str(), "." | "" | "./") { op.file.clone() } else { format!("{}/{}", op.context.trim_end_matches('/'), op.file) };
+    let Some(text) = read_text(&*context, &file, "Dockerfile")? else {
+        return Err(usage(format!("{name} does not exist in the source; name the Dockerfile with `file:` (or -f)")));
+    };
+    open_text(context, SourceText::new(name, text), op, proxy)
+}
+
+/// The same for a Dockerfile that is not in the context.
+pub fn open_text(context: Arc<dyn Tree>, dockerfile: SourceText, op: &BuildOp, proxy: &[(String, String)]) -> Result<Opened, OpenError> {
+    let parsed = keelway_dockerfile::parse(&dockerfile).map_err(OpenError::Definition)?;
+    let mut ignore = Ignore::default();
+    for candidate in ignore_file_candidates(&op.file) {
+        if let Some(text) = read_text(&*context, &inside(&candidate, "the ignore file")?, "ignore file")? {
+            ignore = Ignore::parse(text.as_bytes()).map_err(|e| usage(format!("{candidate}: {e}")))?;
+            break;
+        }
+    }
+    let options = BuildOptions {
+        args: op.args.clone(),
+        target: op.target.clone(),
+        platform: op.platform.clone(),
+        limits: op.limits.clone(),
+        proxy: proxy.to_vec(),
+    };
+    let build = Build::new(parsed, options).map_err(OpenError::Definition)?;
+    Ok(Opened { context, ignore, build })
+}
+
+/// Every problem of the Dockerfiles that a plan's builds name; blocking.
+pub fn check(plan: &Plan, source: &Arc<dyn Tree>, settings: &Settings) -> Result<Diagnostics, Failure> {
+    let mut all = Diagnostics::default();
+    for node in plan.nodes.iter().filter(|n| n.skip.is_none()) {
+        let Op::Build(op) = &node.op else { continue };
+        match open(source, op, &settings.proxy_env) {
+            Ok(opened) => all.merge(opened.build.warnings().clone()),
+            Err(OpenError::Definition(d)) => all.merge(d),
+            Err(OpenError::Failed(f)) => return Err(Failure::new(f.exit, format!("stage {}: {}", node.name, f.message))),
+        }
+    }
+    // Two stages that build the same file say the same things.
+    let mut seen = Vec::new();
+    all.items.retain(|d| {
+        let new = !seen.contains(d);
+        if new {
+            seen.push(d.clone());
+        }
+        new
+    });
+    Ok(all)
+}
+
+/// Pins every base and lowers the build.
+pub(crate) async fn lower(opened: &Opened, store: &Store, registry: &keelway_registry::Client, platform: &Platform, progress: ProgressFn) -> Result<Plan, Failure> {
+    let definition = |d: Diagnostics| Failure::new(ExitCode::Usage, d.to_string());
+    let mut pinned = Bases::new();
+    for _ in 0..MAX_ROUNDS {
+        let missing = opened.build.bases(&pinned).map_err(definition)?;
+        if missing.is_empty() {
+            return opened.build.lower(&pinned).map_err(definition);
+        }
+        for name in missing {
+            let base = pin(&name, store, registry, platform, Arc::clone(&progress)).await?;
+            pinned.insert(name, base);
+        }
+    }
+    Err(Failure::new(ExitCode::Usage, "the ONBUILD triggers of the base images ask for ever more images"))
+}
+
+/// What a reference means: by the store where it knows it, else by its registry.
+async fn pin(name: &ImageRef, store: &Store, registry: &keelway_registry::Client, platform: &Platform, progress: ProgressFn) -> Result<PinnedBase, Failure> {
+    let outside = |e: &dyn std::fmt::Display| Failure::outside(format!("{name}: {e}"));
+    if let Some(descriptor) = store.reference(name).map_err(|e| outside(&e))?
+        && store.has_blob(&descriptor.digest)
+    {
+        let config = config_of(store, &descriptor)?.1;
+        if platform.accepts(&config.platform) {
+            return Ok(PinnedBase { descriptor, config });
+        }
+    }
+    // The registry's own messages name registry and repository.
+    let resolved = registry.fetch_image(store, name, platform, progress).await.map_err(|e| Failure::outside(e.to_string()))?;
+    Ok(PinnedBase { descriptor: resolved.descriptor, config: resolved.config })
+}
+
+/// Manifest and config of an image of the store; blocking, small.
+pub(crate) fn config_of(store: &Store, manifest: &Descriptor) -> Result<(Manifest, ImageConfig), Failure> {
+    let damaged = |e: &dyn std::fmt::Display| Failure::outside(format!("image {} in the store cannot be read: {e}; run the build again with an empty store", manifest.digest));
+    let bytes = store.read_blob(&manifest.digest, MAX_DOCUMENT).map_err(|e| damaged(&e))?;
+    let document: Manifest = serde_json::from_slice(&bytes).map_err(|e| damaged(&e))?;
+    let bytes = store.read_blob(&document.config.digest, MAX_DOCUMENT).map_err(|e| damaged(&e))?;
+    let config: ImageConfig = serde_json::from_slice(&bytes).map_err(|e| damaged(&e))?;
+    Ok((document, config))
+}

@@ -1,0 +1,170 @@
+//! One process in a sandbox, its output as log lines, its end as a result.
+
+use keelway_engine::{Ctx, Failure};
+use keelway_model::plan::Network as PlanNetwork;
+use keelway_model::{LogStream, Limits, SnapshotId};
+use keelway_sandbox::{Access, BoxName, CapProfile, Exit, ExitKind, Handle, Launcher, Mount, MountKind, Network, RootFs, Spec, Stdio, User};
+use keelway_store::Store;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+/// What is run.
+pub(crate) struct Job {
+    /// The root below: snapshots, then uppers of earlier steps of the same container, lowest first.
+    pub lowers: Vec<PathBuf>,
+    /// Where it writes: upper and work directory.
+    pub upper: PathBuf,
+    /// Overlayfs's own.
+    pub work: PathBuf,
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub cwd: String,
+    pub user: keelway_image::User,
+    pub network: PlanNetwork,
+    pub limits: Limits,
+    pub caps: CapProfile,
+    /// Files that are there only while it runs: path, content.
+    pub files: Vec<(String, String)>,
+}
+
+/// The directories of a chain, lowest first.
+pub(crate) fn lowers(store: &Store, chain: &[SnapshotId]) -> Vec<PathBuf> {
+    chain.iter().map(|id| store.snapshot_dir(id)).collect()
+}
+
+fn next_box() -> BoxName {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("box-{n}").parse().expect("letters, a dash and digits name a cgroup")
+}
+
+fn spec(job: Job) -> Spec {
+    let root = RootFs::Overlay { lowers: job.lowers, upper: job.upper, work: job.work };
+    let mut spec = Spec::new(root, job.argv, next_box());
+    spec.env = job.env;
+    if !spec.env.iter().any(|(k, _)| k == "HOME") {
+        spec.env.push(("HOME".into(), job.user.home.clone().unwrap_or_else(|| "/".into())));
+    }
+    spec.cwd = PathBuf::from(job.cwd);
+    spec.user = User { uid: job.user.uid, gid: job.user.gid, groups: job.user.groups };
+    spec.limits = job.limits;
+    spec.caps = job.caps;
+    spec.network = match job.network {
+        PlanNetwork::None => Network::None,
+        PlanNetwork::Host => Network::Host,
+    };
+    let file = |target: &str, content: &str, mode| Mount { target: target.into(), kind: MountKind::File { content: content.into(), mode } };
+    match job.network {
+        PlanNetwork::None => {
+            spec.mounts.push(file("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644));
+            spec.mounts.push(file("/etc/resolv.conf", "", 0o644));
+        }
+        PlanNetwork::Host => {
+            // The files may be links (to systemd's): what they name is what is bound.
+            for path in ["/etc/hosts", "/etc/resolv.conf"] {
+                if let Ok(source) = Path::new(path).canonicalize() {
+                    spec.mounts.push(Mount { target: path.into(), kind: MountKind::Bind { source, access: Access::ReadOnly } });
+                }
+            }
+        }
+    }
+    for (path, content) in &job.files {
+        spec.mounts.push(file(path, content, 0o755));
+    }
+    spec
+}
+
+/// Runs a job to its end; what it prints becomes log events. Cancelling asks with SIGTERM, killing kills.
+pub(crate) async fn run(launcher: &Launcher, ctx: &Ctx, job: Job) -> Result<Exit, Failure> {
+    let spec = spec(job);
+    let launcher = launcher.clone();
+    let reports = ctx.clone();
+    let (tell, told) = tokio::sync::oneshot::channel::<Handle>();
+    let mut waiting = tokio::task::spawn_blocking(move || blocking_run(&launcher, &spec, &reports, tell));
+    let Ok(handle) = told.await else {
+        return joined(waiting.await);
+    };
+    let mut seen = None;
+    loop {
+        tokio::select! {
+            done = &mut waiting => return joined(done),
+            now = ctx.cancel.changed_from(seen) => {
+                seen = Some(now);
+                // An error means that it has just ended, which the other arm sees.
+                let _ = if now.kill { handle.kill() } else { handle.signal(SIGTERM) };
+            }
+        }
+    }
+}
+
+const SIGTERM: i32 = 15;
+
+fn joined(done: Result<Result<Exit, Failure>, tokio::task::JoinError>) -> Result<Exit, Failure> {
+    done.unwrap_or_else(|e| Err(Failure::bug(format!("the thread that ran a sandbox failed: {e}"))))
+}
+
+fn blocking_run(launcher: &Launcher, spec: &Spec, ctx: &Ctx, tell: tokio::sync::oneshot::Sender<Handle>) -> Result<Exit, Failure> {
+    let pipe_failed = |e: std::io::Error| Failure::outside(format!("cannot make a pipe: {e}; are too many files open?"));
+    let (out_read, out_write) = std::io::pipe().map_err(pipe_failed)?;
+    let (err_read, err_write) = std::io::pipe().map_err(pipe_failed)?;
+    let null = File::open("/dev/null").map_err(|e| Failure::outside(format!("cannot open /dev/null: {e}")))?;
+    let stdio = Stdio { stdin: null.into(), stdout: out_write.into(), stderr: err_write.into() };
+    let mut running = launcher.spawn(spec, stdio).map_err(|e| spawn_failure(&e))?;
+    for warning in running.warnings() {
+        ctx.notice_blocking(warning.clone());
+    }
+    let _ = tell.send(running.handle());
+    thread::scope(|scope| {
+        let stderr = scope.spawn(|| pump(err_read.into(), LogStream::Stderr, ctx));
+        pump(out_read.into(), LogStream::Stdout, ctx);
+        let _ = stderr.join();
+    });
+    running.wait().map_err(|e| Failure::outside(e.to_string()))
+}
+
+fn spawn_failure(e: &keelway_sandbox::SpawnError) -> Failure {
+    // A program that is not there or cannot be executed is the image's doing, all else the machine's.
+    if e.exec().is_some() { Failure::failed(e.to_string()) } else { Failure::outside(e.to_string()) }
+}
+
+/// Reads until every writer is gone; sends whole lines, and what is left after 16 KiB without one.
+fn pump(from: OwnedFd, stream: LogStream, ctx: &Ctx) {
+    const MOST: usize = 16 * 1024;
+    let mut from = File::from(from);
+    let (mut held, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
+    loop {
+        let n = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        held.extend_from_slice(&buffer[..n]);
+        let whole = held.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
+        let cut = if whole == 0 && held.len() >= MOST { held.len() } else { whole };
+        if cut > 0 {
+            ctx.log_blocking(stream, &String::from_utf8_lossy(&held[..cut]));
+            held.drain(..cut);
+        }
+    }
+    if !held.is_empty() {
+        ctx.log_blocking(stream, &String::from_utf8_lossy(&held));
+    }
+}
+
+/// The failure of a process that did not end well, `what` in front.
+pub(crate) fn unsuccessful(what: &str, exit: &Exit) -> Failure {
+    let limit = if exit.usage.pids_refused > 0 { "; its limit of processes was reached: raise `limits.pids`" } else { "" };
+    Failure::failed(match exit.kind {
+        ExitKind::Code(127) => format!("{what}: exit code 127 (a command was not found in the image){limit}"),
+        ExitKind::Code(126) => format!("{what}: exit code 126 (a command could not be executed){limit}"),
+        ExitKind::Code(code) => format!("{what}: exit code {code}{limit}"),
+        ExitKind::Signal(signal) => format!("{what}: ended by signal {signal}{limit}"),
+        ExitKind::OutOfMemory => format!("{what}: out of memory; raise `limits.memory` or make it use less"),
+        ExitKind::InitKilled => format!("{what}: its sandbox was killed from outside"),
+    })
+}

@@ -1,0 +1,330 @@
+//! Performs every [`Op`], for one run.
+
+use crate::settings::Settings;
+use crate::{blocking, build, deploy, exec, push, steps};
+use async_trait::async_trait;
+use keelway_dockerfile::Ignore;
+use keelway_engine::{Ctx, Failure, Perform, Performed};
+use keelway_image::{KeyContext, StepError};
+use keelway_model::oci::Descriptor;
+use keelway_model::plan::{AssembleOp, BaseOp, BuildOp, Chain, ExecOp, Network};
+use keelway_model::{CacheKey, CommitId, ExitCode, ImageRef, Node, NodeId, Op, Output, Platform, SnapshotId, Timestamp, Tree};
+use keelway_sandbox::{CapProfile, Launcher, LauncherConfig};
+use keelway_store::{Layer, Store};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::task::JoinHandle;
+
+/// What a process holds while it runs things: the store and the sandboxes. One a process.
+#[derive(Clone)]
+pub struct Workspace {
+    /// The content store.
+    pub store: Store,
+    /// Starts sandboxes.
+    pub launcher: Launcher,
+}
+
+impl Workspace {
+    /// Opens the store, and ends and removes what dead processes left in it.
+    pub fn open(settings: &Settings) -> Result<Self, Failure> {
+        let store = Store::open(&settings.store, Arc::clone(&settings.clock)).map_err(|e| Failure::outside(e.to_string()))?;
+        for dead in store.reaped() {
+            for name in &dead.cgroups {
+                let Ok(parent) = name.parse() else { continue };
+                // Another process may be at the same; what stays is tried again by the next start.
+                if let Err(e) = keelway_sandbox::cgroup::reap(&parent) {
+                    tracing::warn!("cgroup {name} of a dead run: {e}");
+                }
+            }
+        }
+        let own = store.run_dir().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let parent = format!("keelway/{own}");
+        store.note_cgroup(&parent).map_err(|e| Failure::outside(e.to_string()))?;
+        let parent = parent.parse().map_err(|e| Failure::bug(format!("run directory: {e}")))?;
+        Ok(Self { launcher: Launcher::new(LauncherConfig::new(parent)), store })
+    }
+}
+
+/// What a run is about: where its files come from and what its images are named by.
+#[derive(Clone)]
+pub struct Subject {
+    /// The files.
+    pub tree: Arc<dyn Tree>,
+    /// The commit; `None` for a tree that is none.
+    pub commit: Option<CommitId>,
+    /// The branch.
+    pub branch: Option<String>,
+    /// `created` of images: the commit's time.
+    pub created: Timestamp,
+}
+
+/// A build on its way: what its steps need to know of it.
+struct OpenBuild {
+    context: Arc<dyn Tree>,
+    ignore: Ignore,
+}
+
+/// Performs the nodes of one run.
+pub struct Performer {
+    pub(crate) settings: Settings,
+    pub(crate) workspace: Workspace,
+    pub(crate) registry: keelway_registry::Client,
+    pub(crate) subject: Subject,
+    /// Dockerfile text that is not in the context: `keelway image build -f`.
+    pub(crate) dockerfile: Option<keelway_model::SourceText>,
+    /// By the path of the build's node.
+    builds: Mutex<HashMap<Vec<NodeId>, Arc<OpenBuild>>>,
+    /// Keys that were asked for, until their step is done.
+    keys: Mutex<HashMap<Vec<NodeId>, CacheKey>>,
+    /// Layers being written beside the next step.
+    layers: Mutex<HashMap<SnapshotId, JoinHandle<Result<Layer, StepError>>>>,
+}
+
+fn locked<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Each change is one insertion or removal, so a panic elsewhere leaves nothing half done.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A step's failure as a failure of the run: what the store or the disk did is outside, the rest is the build's.
+fn step_failure(name: &str, e: &StepError) -> Failure {
+    let exit = match e {
+        StepError::Store(_) | StepError::Write { .. } => ExitCode::Outside,
+        StepError::Inputs { .. } => ExitCode::Bug,
+        _ => ExitCode::Failed,
+    };
+    Failure::new(exit, format!("{name}: {e}"))
+}
+
+/// The chain that a step stands on.
+pub(crate) fn chain_of(output: Option<&Output>) -> Result<&Chain, Failure> {
+    match output {
+        Some(Output::Chain(chain)) => Ok(chain),
+        Some(Output::Image(image)) => Ok(&image.chain),
+        _ => Err(Failure::bug("a step has no root file system to stand on")),
+    }
+}
+
+impl Performer {
+    /// For one run.
+    pub fn new(settings: Settings, workspace: Workspace, registry: keelway_registry::Client, subject: Subject) -> Self {
+        Self {
+            settings,
+            workspace,
+            registry,
+            subject,
+            dockerfile: None,
+            builds: Mutex::default(),
+            keys: Mutex::default(),
+            layers: Mutex::default(),
+        }
+    }
+
+    /// The same with a Dockerfile that is not in the context.
+    #[must_use]
+    pub fn with_dockerfile(mut self, text: Option<keelway_model::SourceText>) -> Self {
+        self.dockerfile = text;
+        self
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.workspace.store
+    }
+
+    /// The build that a step belongs to.
+    fn build_of(&self, ctx: &Ctx) -> Result<Arc<OpenBuild>, Failure> {
+        let parent = &ctx.path[..ctx.path.len().saturating_sub(1)];
+        locked(&self.builds).get(parent).cloned().ok_or_else(|| Failure::bug("a build step outside a build"))
+    }
+
+    async fn build(&self, ctx: Ctx, op: &BuildOp) -> Result<Performed, Failure> {
+        let (tree, wanted, proxy) = (Arc::clone(&self.subject.tree), op.clone(), self.settings.proxy_env.clone());
+        let text = self.dockerfile.clone();
+        let opened = blocking(move || {
+            let opened = match text {
+                Some(text) => build::open_text(tree, text, &wanted, &proxy),
+                None => build::open(&tree, &wanted, &proxy),
+            };
+            opened.map_err(Failure::from)
+        })
+        .await?;
+        let plan = build::lower(&opened, self.store(), &self.registry, &op.platform, progress(&ctx)).await?;
+        if plan.nodes.iter().any(|n| matches!(&n.op, Op::Exec(e) if e.network == Network::Host)) {
+            ctx.notice("RUN sees this machine's network (until private networks come); the result may depend on what it fetches").await;
+        }
+        let open = OpenBuild { context: opened.context, ignore: opened.ignore };
+        locked(&self.builds).insert(ctx.path.clone(), Arc::new(open));
+        Ok(Performed::SubPlan(plan))
+    }
+
+    async fn base(&self, ctx: &Ctx, op: &BaseOp) -> Result<Chain, Failure> {
+        if let (Some(name), Some(manifest)) = (&op.reference, &op.manifest) {
+            self.layers_of(ctx, name, manifest).await?;
+        }
+        let (store, op) = (self.store().clone(), op.clone());
+        let name = op.reference.as_ref().map_or_else(|| "scratch".to_owned(), ToString::to_string);
+        blocking(move || keelway_image::base::unpack(&store, &op).map_err(|e| step_failure(&name, &e))).await
+    }
+
+    /// Makes sure that the layers of an image whose manifest is in the store are there too, and remembers its name.
+    async fn layers_of(&self, ctx: &Ctx, name: &ImageRef, manifest: &Descriptor) -> Result<(), Failure> {
+        let store = self.store();
+        let (document, config) = build::config_of(store, manifest)?;
+        let known = store.reference(name).ok().flatten().is_some_and(|d| d.digest == manifest.digest);
+        self.registry
+            .fetch_layers(store, &name.repository, &document, &config, progress(ctx))
+            .await
+            .map_err(|e| Failure::outside(e.to_string()))?;
+        if !known {
+            let (store, name, manifest) = (store.clone(), name.clone(), manifest.clone());
+            blocking(move || store.set_reference(&name, &manifest).map_err(|e| Failure::outside(e.to_string()))).await?;
+        }
+        Ok(())
+    }
+
+    /// An image by reference, as a root file system with its config: for stages that run in one.
+    pub(crate) async fn image_by_name(&self, ctx: &Ctx, name: &ImageRef) -> Result<(Chain, Descriptor), Failure> {
+        let platform = Platform::host();
+        let store = self.store();
+        let known = store.reference(name).map_err(|e| Failure::outside(e.to_string()))?.filter(|d| store.has_blob(&d.digest));
+        let manifest = match known {
+            Some(d) => d,
+            None => {
+                let resolved = self.registry.fetch_image(store, name, &platform, progress(ctx)).await;
+                resolved.map_err(|e| Failure::outside(e.to_string()))?.descriptor
+            }
+        };
+        let config = Box::new(build::config_of(store, &manifest)?.1);
+        let op = BaseOp { reference: Some(name.clone()), manifest: Some(manifest.clone()), config };
+        Ok((self.base(ctx, &op).await?, manifest))
+    }
+
+    async fn exec(&self, ctx: &Ctx, node: &Node, op: &ExecOp, inputs: &[Output]) -> Result<Chain, Failure> {
+        let below = chain_of(inputs.first())?.clone();
+        let (store, user) = (self.store().clone(), op.user.clone());
+        let (snapshots, name) = (below.snapshots.clone(), node.name.clone());
+        let (upper, user) = blocking(move || {
+            let view = store.view(&snapshots).map_err(|e| Failure::outside(format!("{name}: {e}")))?;
+            let user = keelway_image::user::resolve(&view, &user).map_err(|e| Failure::failed(format!("{name}: {e}")))?;
+            let upper = store.begin().map_err(|e| Failure::outside(format!("{name}: {e}")))?;
+            Ok((upper, user))
+        })
+        .await?;
+        let mut env = op.env.clone();
+        for (key, value) in &op.unkeyed_env {
+            if !env.iter().any(|(k, _)| k == key) {
+                env.push((key.clone(), value.clone()));
+            }
+        }
+        let job = exec::Job {
+            lowers: exec::lowers(self.store(), &below.snapshots),
+            upper: upper.fs().to_owned(),
+            work: upper.work().to_owned(),
+            argv: op.argv.clone(),
+            env,
+            cwd: op.cwd.clone(),
+            user,
+            network: op.network,
+            limits: op.limits.clone(),
+            caps: CapProfile::Build,
+            files: op.scripts.clone(),
+        };
+        let exit = exec::run(&self.workspace.launcher, ctx, job).await?;
+        if !exit.success() {
+            return Err(exec::unsuccessful(&node.name, &exit));
+        }
+        self.seal(ctx, node, below, upper).await
+    }
+
+    /// Freezes what a step wrote, and begins to write its layer beside the next step.
+    async fn seal(&self, ctx: &Ctx, node: &Node, below: Chain, upper: keelway_store::Upper) -> Result<Chain, Failure> {
+        let key = locked(&self.keys).remove(&ctx.path).ok_or_else(|| Failure::bug("a build step without a key"))?;
+        let name = node.name.clone();
+        let chain = blocking(move || keelway_image::extend(&below, upper, &key).map_err(|e| step_failure(&name, &e))).await?;
+        self.begin_layer(&chain);
+        Ok(chain)
+    }
+
+    fn begin_layer(&self, chain: &Chain) {
+        let Some(top) = chain.snapshots.last().cloned() else { return };
+        let (store, id) = (self.store().clone(), top.clone());
+        let mut layers = locked(&self.layers);
+        layers.entry(top).or_insert_with(|| tokio::task::spawn_blocking(move || keelway_image::prepare_layer(&store, &id)));
+    }
+
+    async fn assemble(&self, node: &Node, op: &AssembleOp, inputs: &[Output]) -> Result<Performed, Failure> {
+        let chain = chain_of(inputs.first())?.clone();
+        for snapshot in &chain.snapshots {
+            let begun = locked(&self.layers).remove(snapshot);
+            if let Some(begun) = begun {
+                match begun.await {
+                    Ok(layer) => drop(layer.map_err(|e| step_failure(&node.name, &e))?),
+                    Err(e) => return Err(Failure::bug(format!("{}: the thread that wrote a layer failed: {e}", node.name))),
+                }
+            }
+        }
+        let (store, op, created, name) = (self.store().clone(), op.clone(), self.subject.created, node.name.clone());
+        let image = blocking(move || keelway_image::assemble(&store, &op, &chain, created).map_err(|e| step_failure(&name, &e))).await?;
+        let result = image.manifest.digest.to_string();
+        Ok(Performed::Output(Output::Image(image), Some(result)))
+    }
+}
+
+/// Transfers as progress of a node.
+pub(crate) fn progress(ctx: &Ctx) -> keelway_registry::ProgressFn {
+    let ctx = ctx.clone();
+    Arc::new(move |p: keelway_registry::Progress| {
+        if p.stage != keelway_registry::Stage::Present {
+            ctx.progress(p.digest.short(), p.done, Some(p.total));
+        }
+    })
+}
+
+#[async_trait]
+impl Perform for Performer {
+    async fn key(&self, ctx: &Ctx, node: &Node, inputs: &[Output]) -> Result<Option<CacheKey>, Failure> {
+        if !matches!(node.op, Op::Exec(_) | Op::Copy(_) | Op::Mkdir(_)) {
+            return Ok(None);
+        }
+        let (open, store) = (self.build_of(ctx)?, self.store().clone());
+        let (op, inputs, name) = (node.op.clone(), inputs.to_vec(), node.name.clone());
+        let key = blocking(move || {
+            let cx = KeyContext { store: &store, context: &*open.context, ignore: &open.ignore };
+            keelway_image::key(&op, &inputs, &cx).map_err(|e| step_failure(&name, &e))
+        })
+        .await?;
+        if let Some(key) = &key {
+            locked(&self.keys).insert(ctx.path.clone(), key.clone());
+        }
+        Ok(key)
+    }
+
+    async fn perform(&self, ctx: Ctx, node: &Node, inputs: Vec<Output>) -> Result<Performed, Failure> {
+        let chain = |c: Chain| Performed::output(Output::Chain(c));
+        match &node.op {
+            Op::Build(op) => self.build(ctx, op).await,
+            Op::Base(op) => self.base(&ctx, op).await.map(chain),
+            Op::Exec(op) => self.exec(&ctx, node, op, &inputs).await.map(chain),
+            Op::Copy(op) => {
+                let below = chain_of(inputs.first())?.clone();
+                let (open, store) = (self.build_of(&ctx)?, self.store().clone());
+                let (op, name) = (op.clone(), node.name.clone());
+                let upper = blocking(move || {
+                    let cx = KeyContext { store: &store, context: &*open.context, ignore: &open.ignore };
+                    keelway_image::copy::run(&op, &inputs, &cx).map_err(|e| step_failure(&name, &e))
+                })
+                .await?;
+                self.seal(&ctx, node, below, upper).await.map(chain)
+            }
+            Op::Mkdir(op) => {
+                let below = chain_of(inputs.first())?.clone();
+                let (op, store, name) = (op.clone(), self.store().clone(), node.name.clone());
+                let upper = blocking(move || keelway_image::mkdir::run(&op, &inputs, &store).map_err(|e| step_failure(&name, &e))).await?;
+                self.seal(&ctx, node, below, upper).await.map(chain)
+            }
+            Op::Assemble(op) => self.assemble(node, op, &inputs).await,
+            Op::Steps(op) => steps::run(self, &ctx, op, &inputs).await,
+            Op::Push(op) => push::run(self, &ctx, node, op, &inputs).await,
+            Op::Deploy(op) => deploy::run(self, &ctx, node, op, &inputs).await,
+        }
+    }
+}

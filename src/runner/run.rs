@@ -1,0 +1,183 @@
+//! One run: definition, plan, record, engine.
+
+use crate::perform::{Performer, Subject, Workspace};
+use crate::settings::Settings;
+use crate::source::Pinned;
+use crate::{RunnerError, blocking, build};
+use keelway_engine::{CancelToken, Failure, Options, RunReport, StepCache, Tee};
+use keelway_ledger::{AttemptHandle, Ledger, NewRun};
+use keelway_model::plan::BuildOp;
+use keelway_model::{Diagnostics, EventSink, ExitCode, Node, NodeId, Op, Output, Outcome, Plan, RunId, SourceText, Tree};
+use keelway_pipeline::{Definition, Event, Selection, Trigger};
+use std::sync::Arc;
+
+/// A run that is ready to begin: everything that can be wrong with its definition has been looked at.
+pub struct Prepared {
+    /// The plan.
+    pub plan: Plan,
+    /// The definition it came from.
+    pub definition: Definition,
+    /// Its source.
+    pub pinned: Pinned,
+    /// What is worth knowing and stops nothing.
+    pub warnings: Diagnostics,
+    /// What set it off.
+    pub event: Event,
+}
+
+/// Reads the definition of a pinned source and plans it. With errors in the pipeline file or in any
+/// Dockerfile that it names, all of them come back at once.
+pub async fn prepare(settings: &Settings, pinned: Pinned, event: Event, selection: Selection) -> Result<Prepared, RunnerError> {
+    let settings = settings.clone();
+    let task = move || -> Result<Prepared, RunnerError> {
+        let definition = keelway_pipeline::load(&*pinned.subject.tree, keelway_pipeline::FILE_NAME)?;
+        let trigger =
+            Trigger { event, branch: pinned.subject.branch.clone(), commit: pinned.subject.commit.clone(), dirty: pinned.dirty };
+        keelway_pipeline::triggers(&definition, &trigger).map_err(RunnerError::NotTriggered)?;
+        let plan = keelway_pipeline::plan(&definition, &trigger, &selection)?;
+        let mut found = definition.warnings.clone();
+        found.merge(build::check(&plan, &pinned.subject.tree, &settings)?);
+        if found.has_errors() {
+            return Err(RunnerError::Definition(found));
+        }
+        Ok(Prepared { plan, definition, pinned, warnings: found, event })
+    };
+    tokio::task::spawn_blocking(task).await.map_err(|e| Failure::bug(format!("a worker of Keelway failed: {e}")))?
+}
+
+/// Records a run that is to be run.
+pub fn record(ledger: &Ledger, prepared: &Prepared) -> Result<RunId, RunnerError> {
+    ledger.create_run(&new_run(prepared)).map_err(RunnerError::outside)
+}
+
+pub(crate) fn new_run(prepared: &Prepared) -> NewRun {
+    let names: Vec<&str> = prepared.plan.nodes.iter().filter(|n| n.skip.is_none()).map(|n| n.name.as_str()).collect();
+    NewRun {
+        repo: prepared.pinned.repo.clone(),
+        commit: prepared.pinned.subject.commit.clone(),
+        branch: prepared.pinned.subject.branch.clone(),
+        event: prepared.event.word().to_owned(),
+        definition: format!("{}: {}", keelway_pipeline::FILE_NAME, names.join(", ")),
+    }
+}
+
+/// Opens the ledger and marks what died.
+pub fn open_ledger(settings: &Settings) -> Result<Ledger, RunnerError> {
+    let ledger = Ledger::open(&settings.ledger, Arc::clone(&settings.clock)).map_err(RunnerError::outside)?;
+    ledger.interrupted().map_err(RunnerError::outside)?;
+    Ok(ledger)
+}
+
+/// Runs a prepared run as the next attempt of `run`; events go to the ledger and to `show`.
+pub async fn execute(
+    settings: &Settings,
+    workspace: &Workspace,
+    ledger: &Ledger,
+    run: &RunId,
+    prepared: Prepared,
+    show: Box<dyn EventSink>,
+    cancel: CancelToken,
+) -> Result<RunReport, RunnerError> {
+    let attempt = {
+        let (ledger, run) = (ledger.clone(), run.clone());
+        blocking(move || ledger.begin_attempt(&run).map_err(|e| Failure::outside(e.to_string()))).await?
+    };
+    let result = execute_attempt(settings, workspace, &attempt, prepared, show, cancel).await;
+    if let Err(e) = &result {
+        // The engine never began: the record must say so all the same.
+        let outcome = Outcome::Failed { exit: e.exit().code(), message: e.to_string() };
+        blocking(move || attempt.finish(outcome).map_err(|e| Failure::outside(e.to_string()))).await?;
+    }
+    result
+}
+
+async fn execute_attempt(
+    settings: &Settings,
+    workspace: &Workspace,
+    attempt: &AttemptHandle,
+    prepared: Prepared,
+    show: Box<dyn EventSink>,
+    cancel: CancelToken,
+) -> Result<RunReport, RunnerError> {
+    let registry = settings.registry_client(&prepared.definition.registries)?;
+    let subject = prepared.pinned.subject.clone();
+    let performer = Performer::new(settings.clone(), workspace.clone(), registry, subject.clone());
+    let mut options = Options::new(attempt.run().clone(), Arc::clone(&settings.clock));
+    options.attempt = attempt.attempt();
+    options.commit = subject.commit;
+    if let Some(most) = settings.max_parallel {
+        options.max_parallel = most;
+    }
+    let sink = Tee(vec![Box::new(attempt.sink()), show]);
+    let cache: Arc<dyn StepCache> = Arc::new(workspace.store.clone());
+    let report = keelway_engine::run(prepared.plan, Arc::new(performer), cache, Box::new(sink), options, cancel).await;
+    let report = report.map_err(|e| Failure::new(e.exit(), e.to_string()))?;
+    if let Some(e) = &report.sink_error {
+        return Err(Failure::outside(e.to_string()).into());
+    }
+    Ok(report)
+}
+
+/// One build without a pipeline: `keelway image build`.
+pub struct SingleBuild {
+    /// The context directory.
+    pub tree: Arc<dyn Tree>,
+    /// Where the Dockerfile is, what to build of it.
+    pub op: BuildOp,
+    /// A Dockerfile that is not in the context.
+    pub dockerfile: Option<SourceText>,
+}
+
+/// Builds one image: the same code as a stage of a pipeline, recorded nowhere.
+///
+/// # Errors
+/// The Dockerfile is not valid, or the engine could not start. A step that fails is in the report.
+pub async fn build_image(
+    settings: &Settings,
+    workspace: &Workspace,
+    single: SingleBuild,
+    show: Box<dyn EventSink>,
+    cancel: CancelToken,
+) -> Result<RunReport, RunnerError> {
+    let (tree, op, text, proxy) = (Arc::clone(&single.tree), single.op.clone(), single.dockerfile.clone(), settings.proxy_env.clone());
+    // Opened once before anything is shown, so that a broken file is reported as one.
+    let opened = tokio::task::spawn_blocking(move || match text {
+        Some(text) => build::open_text(tree, text, &op, &proxy),
+        None => build::open(&tree, &op, &proxy),
+    })
+    .await
+    .map_err(|e| Failure::bug(format!("a worker of Keelway failed: {e}")))?;
+    match opened {
+        Ok(_) => {}
+        Err(build::OpenError::Definition(d)) => return Err(RunnerError::Definition(d)),
+        Err(build::OpenError::Failed(f)) => return Err(RunnerError::Failed(f)),
+    }
+    let registry = settings.registry_client(&std::collections::BTreeMap::new())?;
+    // Nothing outside decides `created`: not the clock, not the place.
+    let subject = Subject { tree: single.tree, commit: None, branch: None, created: settings.build_time };
+    let performer = Performer::new(settings.clone(), workspace.clone(), registry, subject).with_dockerfile(single.dockerfile);
+    let name = single.op.target.clone().unwrap_or_else(|| "image".into());
+    let node = Node { id: NodeId(0), name, needs: Vec::new(), op: Op::Build(single.op), timeout: None, skip: None };
+    let plan = Plan { nodes: vec![node], result: Some(NodeId(0)) };
+    let run: RunId = "build".parse().map_err(|_| Failure::bug("`build` is no run id"))?;
+    let mut options = Options::new(run, Arc::clone(&settings.clock));
+    if let Some(most) = settings.max_parallel {
+        options.max_parallel = most;
+    }
+    let cache: Arc<dyn StepCache> = Arc::new(workspace.store.clone());
+    let report = keelway_engine::run(plan, Arc::new(performer), cache, show, options, cancel).await;
+    Ok(report.map_err(|e| Failure::new(e.exit(), e.to_string()))?)
+}
+
+/// The image that a finished build made.
+pub fn image_of(report: &RunReport) -> Option<&keelway_model::plan::ImageOutput> {
+    match report.node(NodeId(0))?.output.as_ref()? {
+        Output::Image(image) => Some(image),
+        _ => None,
+    }
+}
+
+/// The exit code of a run, as its command returns it.
+pub const fn exit(report: &RunReport) -> ExitCode {
+    report.exit
+}

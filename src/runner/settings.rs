@@ -1,0 +1,94 @@
+//! What a machine says about itself: typed, complete, made by `cli`.
+
+use keelway_engine::Failure;
+use keelway_http::Pem;
+use keelway_model::{Clock, ExitCode, Timestamp};
+use keelway_pipeline::RegistryRule;
+use keelway_registry::{HostSettings, RegistrySettings};
+use keelway_source::GitSettings;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Everything a run depends on besides its source.
+#[derive(Clone)]
+pub struct Settings {
+    /// The content store.
+    pub store: PathBuf,
+    /// The ledger's directory.
+    pub ledger: PathBuf,
+    /// Mirrors of repositories.
+    pub mirrors: PathBuf,
+    /// Journals of deploys.
+    pub deploys: PathBuf,
+    /// The HTTP client everything shares.
+    pub http: keelway_http::Client,
+    /// git over https and ssh.
+    pub git: GitSettings,
+    /// Logins and what is known of registries, before a pipeline file adds its wishes.
+    pub registry: RegistrySettings,
+    /// `--registry-ca NAME=FILE`: what a name in a pipeline file (or a registry's host name) means.
+    pub registry_cas: BTreeMap<String, Pem>,
+    /// `--registry-http HOST`: registries that may be spoken to without TLS.
+    pub registry_http: BTreeSet<String>,
+    /// `--ssh-config NAME=FILE`.
+    pub ssh_configs: BTreeMap<String, PathBuf>,
+    /// This binary, which a deploy brings to its hosts.
+    pub binary: PathBuf,
+    /// Proxy variables of this machine, handed to RUN but never part of a key.
+    pub proxy_env: Vec<(String, String)>,
+    /// Build steps and step stages at one time; `None` is one a core.
+    pub max_parallel: Option<usize>,
+    /// `created` of images that are built without a commit: SOURCE_DATE_EPOCH, else 1970.
+    pub build_time: Timestamp,
+    /// Where dates come from.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Settings {
+    /// The registry client for a pipeline file that asks for `rules`.
+    ///
+    /// # Errors
+    /// A rule names an authority that this machine does not know, or asks for plain http that the command
+    /// line does not allow.
+    pub fn registry_client(&self, rules: &BTreeMap<String, RegistryRule>) -> Result<keelway_registry::Client, Failure> {
+        let mut settings = self.registry.clone();
+        for host in &self.registry_http {
+            settings.hosts.entry(host.clone()).or_default().plain_http = true;
+        }
+        for (name, pem) in &self.registry_cas {
+            settings.hosts.entry(name.clone()).or_default().roots.push(pem.clone());
+        }
+        for (host, rule) in rules {
+            match rule {
+                RegistryRule::Authority(name) => {
+                    let pem = self.registry_cas.get(name).ok_or_else(|| {
+                        Failure::new(
+                            ExitCode::Usage,
+                            format!(
+                                "registry {host}: the pipeline file names the certificate authority {name:?}, which this machine does not know; \
+                                 say where it is with --registry-ca {name}=FILE"
+                            ),
+                        )
+                    })?;
+                    let entry: &mut HostSettings = settings.hosts.entry(host.clone()).or_default();
+                    entry.roots.push(pem.clone());
+                }
+                RegistryRule::PlainHttp => {
+                    let bare_loopback = keelway_http::is_loopback(host);
+                    if !bare_loopback && !self.registry_http.contains(host) {
+                        return Err(Failure::new(
+                            ExitCode::Usage,
+                            format!(
+                                "registry {host}: the pipeline file asks for plain http, which a pushed file may not decide; \
+                                 allow it on this machine with --registry-http {host}"
+                            ),
+                        ));
+                    }
+                    settings.hosts.entry(host.clone()).or_default().plain_http = true;
+                }
+            }
+        }
+        keelway_registry::Client::new(&self.http, settings).map_err(|e| Failure::new(ExitCode::Usage, e.to_string()))
+    }
+}
