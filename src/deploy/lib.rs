@@ -6,6 +6,8 @@
 
 pub mod frame;
 pub mod goal;
+pub mod journal;
 pub mod lease;
+pub mod link;
 pub mod protocol;
 pub mod rollout;

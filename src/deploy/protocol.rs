@@ -1,8 +1,8 @@
 //! What the deployer and `keelway __host` say to each other over the standard streams of one ssh session.
 //!
 //! On the wire: the host writes [`MAGIC`] first (so that what a login shell prints before it can be skipped),
-//! then both sides send frames (see [`crate::frame`]): the deployer one [`Hello`], the host one [`Welcome`] or a
-//! [`Refusal`], then the deployer any number of [`Request`]s, answered by one [`Response`] each, in any order.
+//! then both sides send frames (see [`crate::frame`]): the deployer one [`Hello`], the host one
+//! [`Greeting`], then the deployer any number of [`Request`]s, answered by one [`Response`] each, in any order.
 //!
 //! Invariants:
 //! - Every order that changes something carries a [`Fence`]; a host refuses an epoch lower than the highest it has
@@ -12,13 +12,20 @@
 //! - Secrets travel inside ssh only: [`WireSecret`] prints as nothing, and a host never stores or logs one.
 //! - Additive only: a new field has a default, a new order is a new variant and raises [`VERSION`].
 
+mod ids;
+mod report;
+
+pub use ids::{Epoch, ReplicaId, ReplicaIdError, Revision, WireSecret};
+pub use report::{
+    AppReport, Backend, BackendReport, BackendState, BalancerReport, HostReport, Release, ReleaseRecord,
+    ReleaseState, ReplicaReport, ReplicaState,
+};
+
 use keelway_model::ids::AppName;
 use keelway_model::plan::Health;
-use keelway_model::{Bytes, Digest, Limits, Platform, PushedDigest, Redacted, Timestamp};
+use keelway_model::{Bytes, Digest, Limits, Platform, PushedDigest};
 use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Version of this protocol; both sides must speak the same one, which they do because the deployer brings its
@@ -34,32 +41,6 @@ pub const MAX_NOISE: usize = 64 << 10;
 pub const MAX_LOG_LINES: u32 = 1000;
 /// Releases that a host keeps for each app, newest first.
 pub const HISTORY: usize = 10;
-
-/// Number of a release of an app: 1 for the first, growing; a rollback to an older image is a new revision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Revision(pub u64);
-
-/// Fencing number of a lease: a higher one was granted later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Epoch(pub u64);
-
-/// One replica of an app, unique over all hosts of its target; written `r3-0` (revision 3, slot 0), which is safe
-/// as a file name, an interface suffix and a cgroup name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ReplicaId {
-    /// Which release it runs.
-    pub revision: Revision,
-    /// Its place among the replicas of that release, from 0, counted over all hosts.
-    pub slot: u32,
-}
-
-/// A text that is not a [`ReplicaId`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a replica id: write it as r<revision>-<slot>, for example r3-0")]
-pub struct ReplicaIdError(String);
 
 /// On behalf of which lease an order is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -467,10 +448,6 @@ pub struct Login {
     pub password: WireSecret,
 }
 
-/// A secret that is written out only by serialising a request into an ssh session.
-#[derive(Clone)]
-pub struct WireSecret(pub Redacted<String>);
-
 /// What an app needs on each host besides replicas.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppSettings {
@@ -506,206 +483,6 @@ pub struct ImageReport {
     pub local: bool,
     /// Bytes fetched.
     pub fetched: Bytes,
-}
-
-/// Life of a replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReplicaState {
-    /// Runs, not yet `healthy` good checks in a row.
-    Starting,
-    /// Runs and healthy.
-    Healthy,
-    /// Runs, was healthy, then `unhealthy` bad checks in a row.
-    Unhealthy,
-    /// Its process ended by itself; the supervisor may start it again.
-    Exited,
-    /// SIGTERM was sent.
-    Stopping,
-    /// Ended because it was told to.
-    Stopped,
-}
-
-impl ReplicaState {
-    /// Whether a process of it runs.
-    pub const fn is_running(self) -> bool {
-        matches!(self, Self::Starting | Self::Healthy | Self::Unhealthy | Self::Stopping)
-    }
-}
-
-/// A replica as its host sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplicaReport {
-    /// Which.
-    pub replica: ReplicaId,
-    /// What it is.
-    pub spec: ReplicaSpec,
-    /// Life.
-    pub state: ReplicaState,
-    /// Good checks in a row.
-    pub good: u32,
-    /// Bad checks in a row.
-    pub bad: u32,
-    /// What the last bad check said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_bad: Option<String>,
-    /// Times the supervisor started it again.
-    #[serde(default)]
-    pub restarts: u32,
-    /// How its process last ended: `exit code 1`, `signal 9`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended: Option<String>,
-    /// Process id on the host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// Where the host's own balancer dials it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<SocketAddr>,
-    /// Port of the host that is forwarded into it, for the other hosts' balancers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host_port: Option<u16>,
-    /// Since its process started.
-    #[serde(default)]
-    pub age_ms: u64,
-    /// Last log lines, as many as were asked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub log: Vec<String>,
-}
-
-/// Whether a balancer gives a backend new requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BackendState {
-    /// Yes.
-    Active,
-    /// No; what it has is finished.
-    Draining,
-}
-
-/// One entry of a balancer's pool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backend {
-    /// Which replica.
-    pub replica: ReplicaId,
-    /// Where this balancer dials it: in its namespace on its own host, a host port elsewhere.
-    pub address: SocketAddr,
-    /// New requests or not.
-    pub state: BackendState,
-    /// How the balancer's own checks see it.
-    pub health: Health,
-}
-
-/// A balancer as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct BalancerReport {
-    /// Whether its process runs.
-    pub running: bool,
-    /// Epoch of the pool it applied.
-    pub epoch: Epoch,
-    /// Generation of the pool it applied.
-    pub generation: u64,
-    /// Its backends; one that was removed but still has requests in flight is listed as draining.
-    pub backends: Vec<BackendReport>,
-}
-
-/// One backend of a balancer as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackendReport {
-    /// Which.
-    pub replica: ReplicaId,
-    /// Where it is dialled.
-    pub address: SocketAddr,
-    /// New requests or not.
-    pub state: BackendState,
-    /// Whether the balancer's own checks let it have requests.
-    pub usable: bool,
-    /// Requests it has been given and not answered yet.
-    pub in_flight: u32,
-}
-
-/// A host as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct HostReport {
-    /// Its apps.
-    pub apps: Vec<AppReport>,
-}
-
-/// An app on a host as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AppReport {
-    /// Which.
-    pub app: AppName,
-    /// What [`Order::EnsureApp`] said last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub settings: Option<AppSettings>,
-    /// Every replica that is not removed, by id.
-    pub replicas: Vec<ReplicaReport>,
-    /// Its balancer.
-    pub balancer: BalancerReport,
-    /// The lease, over or not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lease: Option<LeaseView>,
-    /// Highest epoch seen in a lease or a fence.
-    pub highest_epoch: Epoch,
-    /// Release records, newest revision first.
-    pub releases: Vec<ReleaseRecord>,
-}
-
-/// Where a release has come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReleaseState {
-    /// Begun; not at an end on this host.
-    Started,
-    /// All replicas run it, verified.
-    Completed,
-    /// Did not work; the one before is being restored.
-    RollingBack,
-    /// Was given up and the one before restored.
-    RolledBack,
-}
-
-/// A release as each host keeps it: enough to deploy it again from any machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReleaseRecord {
-    /// Its number.
-    pub revision: Revision,
-    /// What runs.
-    pub release: Release,
-    /// Where it has come to.
-    pub state: ReleaseState,
-    /// When it was begun, by the deployer's clock.
-    pub begun: Timestamp,
-    /// By whom, for people.
-    pub who: String,
-}
-
-/// Everything that says what runs: image and settings, no host names.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Release {
-    /// What each replica is.
-    pub spec: ReplicaSpec,
-    /// Over all hosts.
-    pub replicas: u32,
-    /// How long a drained replica may finish what it has.
-    pub drain: Duration,
-    /// Balancer address.
-    pub listen: String,
-}
-
-impl AppReport {
-    /// Of an app that the host never heard of.
-    pub fn empty(app: AppName) -> Self {
-        Self {
-            app,
-            settings: None,
-            replicas: Vec::new(),
-            balancer: BalancerReport::default(),
-            lease: None,
-            highest_epoch: Epoch::default(),
-            releases: Vec::new(),
-        }
-    }
 }
 
 impl Refusal {
@@ -744,65 +521,5 @@ impl Order {
             | Self::ReadLogs { .. }
             | Self::History { .. } => None,
         }
-    }
-}
-
-impl fmt::Display for Revision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-impl fmt::Display for Epoch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-impl fmt::Display for ReplicaId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("r{}-{}", self.revision, self.slot))
-    }
-}
-impl FromStr for ReplicaId {
-    type Err = ReplicaIdError;
-    fn from_str(s: &str) -> Result<Self, ReplicaIdError> {
-        let parsed = s.strip_prefix('r').and_then(|rest| rest.split_once('-')).and_then(|(r, slot)| {
-            let id = Self { revision: Revision(r.parse().ok()?), slot: slot.parse().ok()? };
-            // One way to write each id: no signs, no leading zeros.
-            (id.to_string() == s).then_some(id)
-        });
-        parsed.ok_or_else(|| ReplicaIdError(s.chars().take(60).collect()))
-    }
-}
-impl TryFrom<String> for ReplicaId {
-    type Error = ReplicaIdError;
-    fn try_from(s: String) -> Result<Self, ReplicaIdError> {
-        s.parse()
-    }
-}
-impl From<ReplicaId> for String {
-    fn from(id: ReplicaId) -> String {
-        id.to_string()
-    }
-}
-
-impl fmt::Debug for WireSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
-    }
-}
-impl PartialEq for WireSecret {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.reveal() == other.0.reveal()
-    }
-}
-impl Eq for WireSecret {}
-impl Serialize for WireSecret {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(self.0.reveal())
-    }
-}
-impl<'de> Deserialize<'de> for WireSecret {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        Ok(Self(Redacted::from(String::deserialize(d)?)))
     }
 }
