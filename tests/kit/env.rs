@@ -82,7 +82,7 @@ impl Env {
     pub fn tmp(&self) -> PathBuf {
         self.dir.path().join("tmp")
     }
-    /// Where Keelway keeps its state: `KEELWAY_STORE`.
+    /// Where Keelway keeps its state: `KEELWAY_STATE`.
     pub fn store(&self) -> PathBuf {
         self.dir.path().join("store")
     }
@@ -105,7 +105,7 @@ impl Env {
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", self.home())
             .env("TMPDIR", self.tmp())
-            .env("KEELWAY_STORE", self.store())
+            .env("KEELWAY_STATE", self.store())
             .env("LANG", "C.UTF-8")
             .env("TZ", "UTC")
             .env("NO_COLOR", "1")
@@ -344,7 +344,7 @@ mod tests {
         let env = Env::new(Path::new("/usr/bin/env")).unwrap();
         let out = env.keelway::<&str>(&[]).expect(0);
         let names: BTreeSet<&str> = out.stdout.lines().filter_map(|l| l.split('=').next()).collect();
-        let want = ["HOME", "KEELWAY_STORE", "LANG", "NO_COLOR", "PATH", "TMPDIR", "TZ"];
+        let want = ["HOME", "KEELWAY_STATE", "LANG", "NO_COLOR", "PATH", "TMPDIR", "TZ"];
         assert_eq!(names, want.into_iter().collect());
     }
 }

@@ -10,14 +10,16 @@ use keelway_tests::load::{self, Load};
 use keelway_tests::rig;
 use std::io::{self, BufRead, Write};
 use std::path::Path;
-use std::process::ExitCode;
+use nix::sys::signal::{SigSet, Signal};
+use std::process::{Command, ExitCode};
 
 fn main() -> ExitCode {
     rig::node::main_if_asked();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
-        ["demo", keelway, example] => demo::run(Path::new(keelway), Path::new(example)),
+        ["demo", ..] => guarded(&args),
+        ["__demo", keelway, example] => demo::run(Path::new(keelway), Path::new(example)),
         ["bases"] => [Base::Busybox, Base::Python].into_iter().try_for_each(|b| {
             let layout = base::oci_layout(b)?;
             writeln!(io::stdout(), "{} {}", b.name(), layout.display())
@@ -36,6 +38,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Does the work in a child and cleans up after it however it ended: a Ctrl-C ends the child, not us.
+fn guarded(args: &[String]) -> io::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    let mut child = Command::new(std::env::current_exe()?).arg("__demo").args(&args[1..]).spawn()?;
+    let status = child.wait()?;
+    rig::reap();
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("the demonstration ended with {status}"))) }
 }
 
 /// Sends until standard input ends, then writes the book to standard output. A line `first` goes out
