@@ -4,6 +4,7 @@
 //! hosts report where a deploy starts and where it goes, [`rollout`] decides, as a pure state machine, what is said
 //! next. This crate never prints, and never runs anything on a host but `keelway __host`.
 
+pub mod apply;
 pub mod frame;
 pub mod goal;
 pub mod journal;
@@ -11,3 +12,5 @@ pub mod lease;
 pub mod link;
 pub mod protocol;
 pub mod rollout;
+pub mod ssh;
+pub mod status;

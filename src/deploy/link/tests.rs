@@ -43,9 +43,10 @@ async fn host(stream: DuplexStream, noise: &[u8], greeting: Greeting) {
 #[tokio::test]
 async fn answers_find_their_calls_behind_a_noisy_shell() {
     let (ours, theirs) = duplex(1 << 16);
-    let task = tokio::spawn(async move {
-        host(theirs, b"Welcome to Debian!\n", Greeting::Welcome(welcome())).await
-    });
+    let task =
+        tokio::spawn(
+            async move { host(theirs, b"Welcome to Debian!\n", Greeting::Welcome(welcome())).await },
+        );
     let (from, to) = split(ours);
     let (session, w) = Session::open(from, to, &hello()).await.unwrap();
     assert_eq!(w, welcome());

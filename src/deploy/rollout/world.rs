@@ -29,6 +29,10 @@ impl HostView {
     pub fn new(name: impl Into<String>, address: Option<IpAddr>, report: AppReport) -> Self {
         Self { name: name.into(), address, report, down: None }
     }
+    /// Why it does not answer, where it does not.
+    pub(crate) fn why_down(&self) -> Option<String> {
+        self.down.as_ref().map(|d| d.1.clone())
+    }
     /// The record of a revision.
     pub(super) fn record(&self, revision: Revision) -> Option<&ReleaseRecord> {
         self.report.releases.iter().find(|r| r.revision == revision)

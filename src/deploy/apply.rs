@@ -1,0 +1,469 @@
+//! Deploying for real: connects the hosts, takes the lease, looks before it leaps, then drives the pure
+//! [`crate::rollout::Machine`] over [`HostLink`]s, with a journal line on the disk before each step.
+//!
+//! A cancellation ends the rollout between two steps, never inside one, and never turns it back: exit 11 where something
+//! was changed (a later deploy goes on, a rollback goes back), 3 where nothing was. Killing the deployer is no worse,
+//! since truth is on the hosts.
+//!
+//! Invariants: nothing is changed on any host before every host was reached, the lease is held by a majority and every
+//! preflight is clean; a deploy of what runs already gives no order; the lease is given back at every end.
+
+use crate::goal::{Direction, Goal, Numbered};
+use crate::journal::{Entry, Journal, JournalError, Line};
+use crate::lease;
+use crate::link::{ConnectError, HostLink};
+use crate::protocol::{
+    AppReport, Check, Epoch, Finding, HostReport, LeaseAnswer, LeaseClaim, LeaseView, Order, Preflight,
+    RegistryAccess, Release, ReplicaSpec, Reply, Welcome,
+};
+use crate::rollout::{
+    Addressed, Ended, HostView, Knobs, LeaseNews, Machine, Next, OrderError, Step, StepKind,
+};
+use crate::status::{HostStatus, rows};
+use futures_util::future::join_all;
+use keelway_model::ids::AppName;
+use keelway_model::plan::DeployOp;
+use keelway_model::{Bytes, Clock, ExitCode, Platform, PushedDigest};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+mod keeper;
+#[cfg(test)]
+pub(crate) mod tests;
+
+/// What a deploy needs besides what it deploys.
+#[derive(Clone)]
+pub struct ApplySettings {
+    /// Where the deployer keeps journals and its owner id, one directory an app below it.
+    pub state_dir: PathBuf,
+    /// For people: `user@machine pid 123`.
+    pub who: String,
+    /// How the hosts reach the registry.
+    pub registry: RegistryAccess,
+    /// Platform of the image.
+    pub platform: Platform,
+    /// Free space that each host must have.
+    pub disk_needed: Bytes,
+    /// Bounds of the rollout.
+    pub knobs: Knobs,
+    /// For records and journal.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Free space that a deploy asks for where nothing better is known.
+pub const DISK_NEEDED: Bytes = Bytes(512 << 20);
+
+/// Something that happened, as it happens.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(tag = "deploy", rename_all = "kebab-case")]
+pub enum DeployEvent {
+    /// In words.
+    Note {
+        /// One line.
+        text: String,
+    },
+    /// A step begins.
+    Step {
+        /// Which.
+        step: Step,
+        /// Replicas of the target that answer.
+        ready: usize,
+        /// Replicas that the target has.
+        wanted: usize,
+    },
+}
+
+impl DeployEvent {
+    /// One line for people.
+    pub fn text(&self) -> String {
+        let Self::Step { step, ready, wanted } = self else {
+            let Self::Note { text } = self else { return String::new() };
+            return text.clone();
+        };
+        let back = if step.direction == Direction::Back { "back: " } else { "" };
+        let what = match step.kind {
+            StepKind::Observe => "look",
+            StepKind::Pull => "pull the image",
+            StepKind::Record => "write the release down",
+            StepKind::Prepare => "prepare network and balancer",
+            StepKind::Start => "start",
+            StepKind::Add => "add to the balancers",
+            StepKind::Drain => "drain",
+            StepKind::Detach => "take out of the balancers",
+            StepKind::Stop => "stop",
+            StepKind::Remove => "remove",
+            StepKind::Logs => "read the log of",
+            StepKind::Finish => "write down how it ended",
+        };
+        let replica = step.replica.map(|r| format!(" {r}")).unwrap_or_default();
+        let host = step.host.as_deref().map(|h| format!(" on {h}")).unwrap_or_default();
+        format!("{back}{what}{replica}{host} ({ready} of {wanted} ready)")
+    }
+}
+
+/// How a deploy ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeployEnd {
+    /// 0, 3, 4 or 10 to 14.
+    pub exit: ExitCode,
+    /// One line for people.
+    pub summary: String,
+    /// What went wrong, in order, each with the next thing to do where there is one.
+    pub reasons: Vec<String>,
+    /// Last log lines of the replica that failed.
+    pub log: Vec<String>,
+    /// Whether anything was changed.
+    pub changed: bool,
+    /// Requests cut by the drain deadline.
+    pub cut: u32,
+    /// The hosts as last seen.
+    pub hosts: Vec<HostStatus>,
+}
+
+impl DeployEnd {
+    pub(crate) fn early(exit: ExitCode, summary: impl Into<String>, reasons: Vec<String>) -> Self {
+        Self { exit, summary: summary.into(), reasons, log: vec![], changed: false, cut: 0, hosts: vec![] }
+    }
+    fn of(end: Ended, hosts: Vec<HostStatus>) -> Self {
+        let Ended { exit, summary, reasons, log, changed, cut } = end;
+        Self { exit, summary, reasons, log, changed, cut, hosts }
+    }
+}
+
+/// Who hears of events.
+pub type Emit<'a> = &'a (dyn Fn(DeployEvent) + Send + Sync);
+
+/// The links to the hosts of a target, in its order.
+pub type Links = [Arc<dyn HostLink>];
+
+/// Rolls `image` out as `op` says. `cancel` turning true ends it at the next safe point.
+pub async fn apply(
+    op: &DeployOp,
+    image: &PushedDigest,
+    links: &Links,
+    settings: &ApplySettings,
+    emit: Emit<'_>,
+    cancel: watch::Receiver<bool>,
+) -> DeployEnd {
+    let spec = ReplicaSpec {
+        image: image.clone(),
+        port: op.port,
+        env: op.env.clone(),
+        health: op.health.clone(),
+        stop_grace: op.stop_grace,
+        limits: op.limits.clone(),
+    };
+    let release = Release { spec, replicas: op.replicas, drain: op.drain, listen: op.target.listen.clone() };
+    deploy(&op.app, Wanted::Release(Box::new(release)), links, settings, emit, cancel).await
+}
+
+/// Goes back to the release that was completed before the current one (or, where a rollout was left half done, to the
+/// one under it), as the hosts have it recorded.
+pub async fn rollback(
+    app: &AppName,
+    links: &Links,
+    settings: &ApplySettings,
+    emit: Emit<'_>,
+    cancel: watch::Receiver<bool>,
+) -> DeployEnd {
+    deploy(app, Wanted::Previous, links, settings, emit, cancel).await
+}
+
+enum Wanted {
+    Release(Box<Release>),
+    Previous,
+}
+
+async fn deploy(
+    app: &AppName,
+    wanted: Wanted,
+    links: &Links,
+    settings: &ApplySettings,
+    emit: Emit<'_>,
+    mut cancel: watch::Receiver<bool>,
+) -> DeployEnd {
+    if links.is_empty() {
+        return DeployEnd::early(ExitCode::Preflight, "the target has no hosts", vec![]);
+    }
+    let mut journal = match Journal::open(&settings.state_dir, app, &settings.who) {
+        Ok(journal) => journal,
+        Err(busy @ JournalError::Busy { .. }) => {
+            return DeployEnd::early(
+                ExitCode::LeaseHeld,
+                "another deploy is under way",
+                vec![busy.to_string()],
+            );
+        }
+        Err(e) => {
+            return DeployEnd::early(ExitCode::Outside, "the journal cannot be written", vec![e.to_string()]);
+        }
+    };
+    match journal.unfinished() {
+        Ok(Some(line)) => {
+            let text = format!(
+                "an earlier deploy from this machine was cut short at {} (epoch {}); the hosts say where it stands",
+                line.at, line.epoch
+            );
+            emit(DeployEvent::Note { text });
+        }
+        Ok(None) => {}
+        Err(e) => {
+            return DeployEnd::early(ExitCode::Outside, "the journal cannot be read", vec![e.to_string()]);
+        }
+    }
+    let welcomes = match connect(links).await {
+        Ok(welcomes) => welcomes,
+        Err(errors) => {
+            let reasons = errors.iter().map(ToString::to_string).collect();
+            return DeployEnd::early(
+                ExitCode::Preflight,
+                "not every host can be used; nothing was changed",
+                reasons,
+            );
+        }
+    };
+    let claim = LeaseClaim {
+        app: app.clone(),
+        owner: journal.owner().to_owned(),
+        who: settings.who.clone(),
+        epoch: Epoch(0),
+        ttl_ms: u64::try_from(lease::TTL.as_millis()).unwrap_or(u64::MAX),
+    };
+    let claim = match keeper::acquire(links, claim, emit, &mut cancel).await {
+        Ok(claim) => claim,
+        Err(end) => return end,
+    };
+    let end = leased(app, wanted, links, &welcomes, settings, emit, cancel, &claim, &mut journal).await;
+    keeper::release(links, &claim).await;
+    let (exit, summary) = (end.exit.code(), end.summary.clone());
+    let line = Line { at: settings.clock.now(), epoch: claim.epoch, entry: Entry::End { exit, summary } };
+    if let Err(e) = journal.write(&line) {
+        emit(DeployEvent::Note { text: format!("the end could not be written to the journal: {e}") });
+    }
+    end
+}
+
+/// Connects every host, or says what is wrong with each that cannot be.
+pub(crate) async fn connect(links: &Links) -> Result<Vec<Welcome>, Vec<ConnectError>> {
+    let (mut welcomes, mut errors) = (Vec::new(), Vec::new());
+    for answer in join_all(links.iter().map(|l| l.connect())).await {
+        match answer {
+            Ok(w) => welcomes.push(w),
+            Err(e) => errors.push(e),
+        }
+    }
+    if errors.is_empty() { Ok(welcomes) } else { Err(errors) }
+}
+
+/// What every host reports of an app.
+pub(crate) async fn observe(app: &AppName, links: &Links) -> Result<Vec<HostReport>, Vec<String>> {
+    let order = Order::Status { app: Some(app.clone()) };
+    let (mut reports, mut errors) = (Vec::new(), Vec::new());
+    for (link, answer) in links.iter().zip(join_all(links.iter().map(|l| ask(l, order.clone()))).await) {
+        match answer {
+            Ok(Reply::Status(report)) => reports.push(report),
+            Ok(_) => errors.push(format!("{}: answered something else than its status", link.name())),
+            Err(e) => errors.push(format!("{}: {e}", link.name())),
+        }
+    }
+    if errors.is_empty() { Ok(reports) } else { Err(errors) }
+}
+
+pub(crate) async fn ask(link: &Arc<dyn HostLink>, order: Order) -> Result<Reply, OrderError> {
+    let deadline = crate::rollout::deadline(&order);
+    // The link keeps the deadline; this is for a link that does not.
+    let sure = deadline + Duration::from_secs(2);
+    tokio::time::timeout(sure, link.call(order, deadline)).await.unwrap_or(Err(OrderError::Late))
+}
+
+#[allow(clippy::too_many_arguments, reason = "the parts of one deploy, passed on once")]
+async fn leased(
+    app: &AppName,
+    wanted: Wanted,
+    links: &Links,
+    welcomes: &[Welcome],
+    settings: &ApplySettings,
+    emit: Emit<'_>,
+    mut cancel: watch::Receiver<bool>,
+    claim: &LeaseClaim,
+    journal: &mut Journal,
+) -> DeployEnd {
+    let keeper = keeper::Keeper::start(links, claim);
+    let reports = match observe(app, links).await {
+        Ok(reports) => reports,
+        Err(reasons) => {
+            return DeployEnd::early(ExitCode::Preflight, "a host went away; nothing was changed", reasons);
+        }
+    };
+    let release = match wanted {
+        Wanted::Release(release) => *release,
+        Wanted::Previous => match crate::goal::previous(&crate::goal::merge_records(app, &reports)) {
+            Some(record) => record.release.clone(),
+            None => {
+                let text =
+                    format!("{app} has no earlier completed release on these hosts; nothing was changed");
+                return DeployEnd::early(ExitCode::Preflight, text, vec![]);
+            }
+        },
+    };
+    let goal = Goal::resolve(app, release, &reports, settings.clock.now(), &settings.who);
+    announce(&goal, emit);
+    let views = links.iter().zip(welcomes).zip(&reports).map(|((link, welcome), report)| {
+        let own = report.apps.iter().find(|a| a.app == *app).cloned();
+        HostView::new(link.name(), welcome.address, own.unwrap_or_else(|| AppReport::empty(app.clone())))
+    });
+    let mut machine =
+        Machine::new(goal, settings.knobs.clone(), settings.registry.clone(), claim.epoch, views.collect());
+    let began = Instant::now();
+    let mut looked = false;
+    loop {
+        if let Some(news) = keeper.news() {
+            machine.lease(began.elapsed(), news);
+        }
+        if *cancel.borrow() {
+            machine.cancel();
+        }
+        match machine.next(began.elapsed()) {
+            Next::End(end) => {
+                let hosts = rows(machine.hosts(), app);
+                return DeployEnd::of(end, hosts);
+            }
+            Next::Wait(by) => {
+                tokio::select! {
+                    () = tokio::time::sleep(by) => {}
+                    true = asked_to_end(&mut cancel) => {}
+                }
+            }
+            Next::Send(step, orders) => {
+                if step.kind.changes() && !looked {
+                    looked = true;
+                    let findings = preflight(machine.goal(), links, welcomes, settings).await;
+                    if !findings.is_empty() {
+                        let text = "refused by preflight; nothing was changed";
+                        return DeployEnd::early(ExitCode::Preflight, text, findings);
+                    }
+                    if let Err(e) = journal.begin(&begin_line(&machine, links, settings, claim)) {
+                        return DeployEnd::early(
+                            ExitCode::Outside,
+                            "the journal cannot be written",
+                            vec![e.to_string()],
+                        );
+                    }
+                }
+                if step.kind.changes() {
+                    let entry = Entry::Step(step.clone());
+                    let line = Line { at: settings.clock.now(), epoch: claim.epoch, entry };
+                    if let Err(e) = journal.write(&line) {
+                        emit(DeployEvent::Note { text: format!("stopping at this step: {e}") });
+                        machine.cancel();
+                    }
+                    let (ready, wanted) = machine.ready();
+                    emit(DeployEvent::Step { step: step.clone(), ready, wanted });
+                }
+                let answers = send(links, orders).await;
+                let before = machine.reasons().len();
+                machine.answered(began.elapsed(), answers);
+                for reason in &machine.reasons()[before..] {
+                    emit(DeployEvent::Note { text: reason.clone() });
+                }
+            }
+        }
+    }
+}
+
+/// Resolves to true once a cancellation came; never where nobody can send one any more.
+pub(crate) async fn asked_to_end(cancel: &mut watch::Receiver<bool>) -> bool {
+    if *cancel.borrow() {
+        // It was seen already: the loop looks again soon enough.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        return true;
+    }
+    match cancel.changed().await {
+        Ok(()) => *cancel.borrow(),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn send(links: &Links, orders: Vec<Addressed>) -> Vec<Result<Reply, OrderError>> {
+    join_all(orders.into_iter().map(|o| async move {
+        let sure = o.deadline + Duration::from_secs(2);
+        let call = links[o.host].call(o.order, o.deadline);
+        tokio::time::timeout(sure, call).await.unwrap_or(Err(OrderError::Late))
+    }))
+    .await
+}
+
+fn begin_line(machine: &Machine, links: &Links, settings: &ApplySettings, claim: &LeaseClaim) -> Line {
+    let goal = machine.goal();
+    let digest = |n: &Numbered| n.release.spec.image.digest();
+    let entry = Entry::Begin {
+        revision: goal.new.revision,
+        image: digest(&goal.new),
+        base: goal.base.as_ref().map(digest),
+        hosts: links.iter().map(|l| l.name().to_owned()).collect(),
+    };
+    Line { at: settings.clock.now(), epoch: claim.epoch, entry }
+}
+
+fn announce(goal: &Goal, emit: Emit<'_>) {
+    let image = goal.new.release.spec.image.digest();
+    let text = match (goal.direction, goal.resumed) {
+        (Direction::Back, _) => {
+            format!("revision {} was being rolled back: going on with that", goal.new.revision)
+        }
+        (Direction::Forward, true) => {
+            format!("revision {} ({image}) was left half done: going on with it", goal.new.revision)
+        }
+        (Direction::Forward, false) => {
+            format!("revision {} is {image}, {} replicas", goal.new.revision, goal.new.release.replicas)
+        }
+    };
+    emit(DeployEvent::Note { text });
+}
+
+/// What stands against the deploy, host by host, each with what mends it.
+async fn preflight(
+    goal: &Goal,
+    links: &Links,
+    welcomes: &[Welcome],
+    settings: &ApplySettings,
+) -> Vec<String> {
+    // A rollback is proven possible before anything stops: hosts that run the base must have its image.
+    let keep = goal.base.iter().map(|b| b.release.spec.image.digest()).collect();
+    let ask_for = Preflight {
+        app: goal.app.clone(),
+        listen: goal.new.release.listen.clone(),
+        disk_needed: settings.disk_needed,
+        platform: settings.platform.clone(),
+        keep,
+    };
+    let mut found = Vec::new();
+    let answers = join_all(links.iter().map(|l| ask(l, Order::Preflight(ask_for.clone())))).await;
+    for ((link, welcome), answer) in links.iter().zip(welcomes).zip(answers) {
+        let mut findings = match answer {
+            Ok(Reply::Preflight(report)) => report.findings,
+            Ok(_) => vec![other("it answered something else")],
+            Err(e) => vec![other(&e.to_string())],
+        };
+        if links.len() > 1 && welcome.address.is_none() {
+            findings.push(Finding {
+                what: Check::Address,
+                problem: "the address under which the other hosts reach it is not known".into(),
+                mend: "reach it by its network address, not by loopback, in your ssh configuration".into(),
+            });
+        }
+        found.extend(findings.iter().map(|f| format!("{}: {}; {}", link.name(), f.problem, f.mend)));
+    }
+    found
+}
+
+fn other(problem: &str) -> Finding {
+    Finding {
+        what: Check::Other,
+        problem: format!("preflight failed: {problem}"),
+        mend: "look at it with `keelway deploy status`".into(),
+    }
+}
