@@ -1,9 +1,245 @@
-//! Init: what the re-executed binary does.
+//! The supervisor: what the re-executed binary is outside the sandbox.
+//!
+//! It has one thread and holds no secret. Its control socket's end means that the owner is dead: it then
+//! kills PID 1, and with it the pid namespace. It answers the owner only when every process of the sandbox
+//! is dead, its cgroups are removed and the upper directory holds nothing but the process's work.
 
-use crate::sys;
+mod exec;
+mod interpreter;
+mod pid1;
+
+pub(crate) use interpreter::interpreter;
+
+use crate::cgroup::Group;
+use crate::error::SetupError;
+use crate::proto::{self, Inner, Order, Report, Request, Stub};
+use crate::root;
+use crate::running::ExitKind;
+use crate::spec::{Network, RootFs};
+use crate::sys::{self, Cloned};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 /// The whole life of a re-executed init. A binary that has a [`crate::Launcher`] calls this before anything
 /// else (argument parsing, logging, threads) when its first argument is [`crate::INIT_ARGUMENT`].
 pub fn init_main() -> ! {
-    sys::exit_now(1)
+    // Whatever else the owner had open without close-on-exec.
+    let code = match sys::close_from(3).and_then(|()| sys::take_control_socket()) {
+        Ok(control) => supervise(&control),
+        Err(_) => 1,
+    };
+    sys::exit_now(code)
+}
+
+/// What the supervisor knows of the sandbox it keeps.
+struct Kept {
+    pid: i32,
+    pidfd: OwnedFd,
+    life: UnixStream,
+    stubs: Vec<Stub>,
+    failure: Option<SetupError>,
+    started: bool,
+    end: Option<ExitKind>,
+}
+
+fn supervise(control: &OwnedFd) -> i32 {
+    // Descriptor 0 was the socket; /dev/null, which 1 is, takes its place. The terminal's signals are
+    // for the owner.
+    let _ = sys::place_fd(std::io::stdout().as_fd(), 0);
+    let _ = nix::unistd::setsid();
+    let (request, stdio) = match proto::receive::<Request>(control.as_fd()) {
+        Ok(Some(received)) => received,
+        Ok(None) => return 1,
+        Err(e) => return fail(control, SetupError::Protocol { detail: e.to_string() }),
+    };
+    let Ok(stdio) = <[OwnedFd; proto::MAX_FDS]>::try_from(stdio) else {
+        return fail(control, SetupError::Protocol { detail: "a spec without its three descriptors".into() });
+    };
+    let mut kept = match start(control, &request, stdio) {
+        Ok(kept) => kept,
+        Err(e) => return fail(control, e),
+    };
+    // PID 1 builds the root meanwhile.
+    let group = request
+        .cgroups
+        .create()
+        .and_then(|group| match group.join(kept.pid) {
+            Ok(()) => Ok(group),
+            Err(e) => {
+                kept.kill();
+                kept.drain();
+                let _ = group.remove();
+                Err(e)
+            }
+        })
+        .map_err(|e| kept.failure = Some(e));
+    match &group {
+        Ok(_) => {
+            // A dead PID 1 is seen in the loop.
+            let _ = proto::send(kept.life.as_fd(), &Order::Go, &[]);
+        }
+        Err(()) => kept.kill(),
+    }
+    kept.keep(control);
+    finish(control, kept, group.ok().as_ref(), &request)
+}
+
+fn start(control: &OwnedFd, request: &Request, stdio: [OwnedFd; 3]) -> Result<Kept, SetupError> {
+    let step = |action: &str| {
+        let action = action.to_owned();
+        move |errno: Errno| SetupError::Step { action, errno: errno.into() }
+    };
+    let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let join = match &request.spec.network {
+        Network::None => {
+            namespaces |= libc::CLONE_NEWNET;
+            None
+        }
+        Network::Host => None,
+        Network::Join(path) => {
+            let fd = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(|e| SetupError::JoinNetwork { path: path.clone(), errno: e.into() })?;
+            Some(fd)
+        }
+    };
+    let (life, theirs) = UnixStream::pair().map_err(|e| SetupError::Step {
+        action: "make PID 1's socket".into(),
+        errno: e.into(),
+    })?;
+    match sys::clone_pid1(namespaces).map_err(step("make the namespaces"))? {
+        Cloned::Child => {
+            drop(life);
+            pid1::run(control.as_raw_fd(), theirs, request, join, stdio)
+        }
+        Cloned::Parent { pid, pidfd } => Ok(Kept {
+            pid,
+            pidfd,
+            life,
+            stubs: Vec::new(),
+            failure: None,
+            started: false,
+            end: None,
+        }),
+    }
+}
+
+fn fail(control: &OwnedFd, error: SetupError) -> i32 {
+    let _ = proto::send(control.as_fd(), &Report::Failed(error), &[]);
+    1
+}
+
+impl Kept {
+    fn kill(&self) {
+        // Only fails when it is dead already.
+        let _ = sys::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
+    }
+
+    /// Relays until PID 1 is dead.
+    fn keep(&mut self, control: &OwnedFd) {
+        let mut owner_lives = true;
+        let mut inner_talks = true;
+        loop {
+            // A descriptor that is out of the game is asked for nothing and only wakes us if it is polled.
+            let mut fds = vec![PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+            if inner_talks {
+                fds.push(PollFd::new(self.life.as_fd(), PollFlags::POLLIN));
+            }
+            if owner_lives {
+                fds.push(PollFd::new(control.as_fd(), PollFlags::POLLIN));
+            }
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                // Cannot be waited for, so it cannot be kept.
+                Err(_) => {
+                    self.kill();
+                    break;
+                }
+            }
+            let ready = |i: usize| fds.get(i).is_some_and(|f| f.any().unwrap_or(false));
+            let dead = ready(0);
+            let from_inner = inner_talks && ready(1);
+            let from_owner = owner_lives && ready(if inner_talks { 2 } else { 1 });
+            if from_inner {
+                inner_talks = self.hear(control);
+            }
+            if dead {
+                break;
+            }
+            if from_owner {
+                match proto::receive::<Order>(control.as_fd()) {
+                    Ok(Some((order @ Order::Signal(_), _))) => {
+                        let _ = proto::send(self.life.as_fd(), &order, &[]);
+                    }
+                    Ok(Some((Order::Go, _))) => {}
+                    // The owner is dead or lets go.
+                    Ok(None) | Err(_) => {
+                        owner_lives = false;
+                        self.kill();
+                    }
+                }
+            }
+        }
+        while inner_talks {
+            inner_talks = self.hear(control);
+        }
+        self.drain();
+    }
+
+    /// Takes one message of PID 1; false at its end.
+    fn hear(&mut self, control: &OwnedFd) -> bool {
+        match proto::receive::<Inner>(self.life.as_fd()) {
+            Ok(Some((message, _))) => {
+                match message {
+                    Inner::Stubs(stubs) => self.stubs = stubs,
+                    Inner::Failed(error) => self.failure = Some(error),
+                    Inner::Ended(kind) => self.end = Some(kind),
+                    Inner::Started { warnings } => {
+                        self.started = true;
+                        let report = Report::Started { pid: self.pid, warnings };
+                        let _ = proto::send(control.as_fd(), &report, &[self.pidfd.as_raw_fd()]);
+                    }
+                }
+                true
+            }
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    /// Reaps PID 1, which ends when all processes of its namespace are dead.
+    fn drain(&self) {
+        sys::reap(self.pid, true);
+    }
+}
+
+fn finish(control: &OwnedFd, kept: Kept, group: Option<&Group>, request: &Request) -> i32 {
+    let mut usage = group.map(Group::usage).unwrap_or_default();
+    usage.cpu = sys::children_cpu();
+    let mut removal = Ok(());
+    if let Some(group) = group {
+        removal = group.remove();
+    }
+    if let RootFs::Overlay { upper, .. } = &request.spec.root {
+        root::remove_stubs(upper, &kept.stubs);
+    }
+    let report = if kept.started {
+        // Without a word of PID 1 it was killed, and the main process with it.
+        let kind = kept.end.unwrap_or(ExitKind::Signal(libc::SIGKILL));
+        let out_of_memory = usage.oom_kills > 0 && kind != ExitKind::Code(0);
+        Report::Ended { kind: if out_of_memory { ExitKind::OutOfMemory } else { kind }, usage }
+    } else {
+        Report::Failed(kept.failure.unwrap_or_else(|| SetupError::Step {
+            action: if usage.oom_kills > 0 {
+                "start within the memory limit: init itself was killed for want of memory".into()
+            } else {
+                "start PID 1, which was killed".into()
+            },
+            errno: Errno::ECHILD.into(),
+        }))
+    };
+    let told = proto::send(control.as_fd(), &report, &[]);
+    i32::from(removal.is_err() || told.is_err())
 }

@@ -15,13 +15,16 @@
 //! This is the only crate with unsafe code, all of it in `sys`.
 
 mod bundle;
+mod caps;
 pub mod cgroup;
 mod error;
 mod init;
 mod launcher;
 mod probe;
 mod proto;
+mod root;
 mod running;
+mod seccomp;
 mod spec;
 mod sys;
 
@@ -42,6 +45,10 @@ pub mod fuzz {
     /// Frames of the control socket.
     pub fn fuzz_frame(data: &[u8]) {
         crate::proto::fuzz_frame(data);
+    }
+    /// The first bytes of a program that cannot be executed.
+    pub fn fuzz_interpreter(data: &[u8]) {
+        let _ = crate::init::interpreter(data);
     }
     /// Mount tables.
     pub fn fuzz_mountinfo(data: &[u8]) {

@@ -310,3 +310,46 @@ pub(crate) fn fs_type(fd: impl AsFd) -> Result<i64> {
     check(libc::c_long::from(unsafe { libc::fstatfs(fd.as_fd().as_raw_fd(), &raw mut stat) }))?;
     Ok(stat.f_type as i64)
 }
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Code(i32),
+    Signal(i32),
+}
+
+/// Reaps one dead child: `pid` -1 is any. `None` where none is dead (only without `block`) or there is none.
+/// nix's form does not know real-time signals.
+pub(crate) fn reap(pid: i32, block: bool) -> Option<(i32, Ended)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: the status lives through the call.
+        let pid = unsafe { libc::waitpid(pid, &raw mut status, if block { 0 } else { libc::WNOHANG }) };
+        if pid < 0 && Errno::last() == Errno::EINTR {
+            continue;
+        }
+        if pid <= 0 {
+            return None;
+        }
+        return Some(if libc::WIFSIGNALED(status) {
+            (pid, Ended::Signal(libc::WTERMSIG(status)))
+        } else {
+            (pid, Ended::Code(libc::WEXITSTATUS(status)))
+        });
+    }
+}
+
+/// kill(2) with any number, real-time signals included.
+pub(crate) fn kill(pid: i32, signal: i32) -> Result<()> {
+    // SAFETY: integer arguments only.
+    check(libc::c_long::from(unsafe { libc::kill(pid, signal) }))?;
+    Ok(())
+}
+
+/// Every signal at its default: an ignored one would stay ignored in the program (Rust ignores SIGPIPE).
+pub(crate) fn default_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL installs no handler. SIGKILL, SIGSTOP and libc's own numbers give EINVAL.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}

@@ -1,0 +1,237 @@
+//! PID 1 of the sandbox: builds it, gives up every power, forks the main process and reaps.
+//!
+//! It shares nothing with the process but the kernel: it is not dumpable, so the process can neither trace
+//! it nor read its memory or descriptors. When it ends, the kernel kills all others of the namespace.
+
+use super::exec;
+use crate::caps;
+use crate::error::{ExecError, SetupError};
+use crate::proto::{self, Inner, Order, Request};
+use crate::root;
+use crate::running::ExitKind;
+use crate::seccomp;
+use crate::spec::{Network, Resource, Rlimit, Spec};
+use crate::sys::{self, Ended};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::resource::{Resource as Kind, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, umask};
+use nix::unistd::{Gid, Uid, fchown};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+/// Open files where nothing else is said.
+const OPEN_FILES: Rlimit = Rlimit { resource: Resource::OpenFiles, soft: 1024, hard: 524_288 };
+const NO_CORE: Rlimit = Rlimit { resource: Resource::Core, soft: 0, hard: 0 };
+/// Most orphans reaped before other work is looked at again.
+const REAP_BATCH: usize = 1024;
+
+/// The life of PID 1.
+pub(super) fn run(
+    control: RawFd,
+    life: UnixStream,
+    request: &Request,
+    join: Option<OwnedFd>,
+    stdio: [OwnedFd; 3],
+) -> ! {
+    // The supervisor has one thread, so its death is what this fires for; whether it died before is told
+    // by the end of the socket. Our copy of its own socket would hide its death from the owner.
+    let _ = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0);
+    let _ = nix::unistd::close(control);
+    match set_up(&life, request, join, &stdio).and_then(|warnings| start(request, stdio, warnings)) {
+        Ok((main, warnings)) => {
+            let _ = proto::send(life.as_fd(), &Inner::Started { warnings }, &[]);
+            let kind = watch(&life, main);
+            let _ = proto::send(life.as_fd(), &Inner::Ended(kind), &[]);
+            sys::exit_now(0)
+        }
+        Err(error) => {
+            let _ = proto::send(life.as_fd(), &Inner::Failed(error), &[]);
+            sys::exit_now(1)
+        }
+    }
+}
+
+fn step(action: &'static str) -> impl FnOnce(Errno) -> SetupError {
+    move |errno| SetupError::Step { action: action.into(), errno: errno.into() }
+}
+
+fn set_up(
+    life: &UnixStream,
+    request: &Request,
+    join: Option<OwnedFd>,
+    stdio: &[OwnedFd; 3],
+) -> Result<Vec<String>, SetupError> {
+    let spec = &request.spec;
+    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map_err(step("hide init's memory"))?;
+    match sys::new_session_keyring() {
+        // A kernel without keyrings has none to hide.
+        Ok(()) | Err(Errno::ENOSYS) => {}
+        Err(e) => return Err(step("make a session keyring")(e)),
+    }
+    nix::unistd::sethostname(&spec.hostname).map_err(step("set the host name"))?;
+    match (&spec.network, join) {
+        (Network::Join(path), Some(fd)) => setns(fd, CloneFlags::CLONE_NEWNET)
+            .map_err(|e| SetupError::JoinNetwork { path: path.clone(), errno: e.into() })?,
+        (Network::None, _) => sys::loopback_up().map_err(step("bring the loopback up"))?,
+        _ => {}
+    }
+    // The modes of what is made in the root are given, not masked.
+    umask(Mode::empty());
+    let mut stubs = Vec::new();
+    let entered = root::enter(spec, request.legacy_overlay, &mut stubs);
+    if !stubs.is_empty() {
+        let _ = proto::send(life.as_fd(), &Inner::Stubs(stubs), &[]);
+    }
+    entered?;
+    umask(Mode::from_bits_truncate(0o022));
+    root::change_directory(&spec.cwd)?;
+    give_stdio(spec, stdio);
+    let warnings = limit_resources(spec)?;
+    // From here on its cgroups bound it, and the cgroup namespace can begin there.
+    match proto::receive::<Order>(life.as_fd()) {
+        Ok(Some((Order::Go, _))) => {}
+        _ => sys::exit_now(1),
+    }
+    unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("make the cgroup namespace"))?;
+    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(step("forbid new privileges"))?;
+    caps::restrict(spec.caps).map_err(step("drop capabilities"))?;
+    Ok(warnings)
+}
+
+/// A process that is not root may open its own pipes again through /dev/stdout.
+fn give_stdio(spec: &Spec, stdio: &[OwnedFd; 3]) {
+    if spec.user.uid == 0 {
+        return;
+    }
+    for fd in stdio {
+        let is_pipe = fstat(fd)
+            .is_ok_and(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO);
+        if is_pipe {
+            let _ = fchown(fd, Some(Uid::from_raw(spec.user.uid)), None);
+            let _ = fchmod(fd, Mode::from_bits_truncate(0o600));
+        }
+    }
+}
+
+fn limit_resources(spec: &Spec) -> Result<Vec<String>, SetupError> {
+    let mut warnings = Vec::new();
+    for default in [NO_CORE, OPEN_FILES] {
+        if !spec.rlimits.iter().any(|r| r.resource == default.resource) {
+            limit_resource(default)?;
+        }
+    }
+    for asked in &spec.rlimits {
+        warnings.extend(limit_resource(*asked)?);
+    }
+    Ok(warnings)
+}
+
+/// Sets it, or what comes nearest; says so then.
+fn limit_resource(limit: Rlimit) -> Result<Option<String>, SetupError> {
+    let kind = match limit.resource {
+        Resource::Core => Kind::RLIMIT_CORE,
+        Resource::OpenFiles => Kind::RLIMIT_NOFILE,
+        Resource::FileSize => Kind::RLIMIT_FSIZE,
+        Resource::Stack => Kind::RLIMIT_STACK,
+        Resource::LockedMemory => Kind::RLIMIT_MEMLOCK,
+    };
+    let soft = limit.soft.min(limit.hard);
+    match setrlimit(kind, soft, limit.hard) {
+        Ok(()) => Ok(None),
+        Err(Errno::EPERM) => {
+            let (_, hard) = getrlimit(kind).map_err(step("read a resource limit"))?;
+            setrlimit(kind, soft.min(hard), hard).map_err(step("set a resource limit"))?;
+            Ok(Some(format!(
+                "the limit {:?} cannot be raised to {} on this machine: it is {hard}",
+                limit.resource, limit.hard
+            )))
+        }
+        Err(e) => Err(step("set a resource limit")(e)),
+    }
+}
+
+/// Forks the main process and returns when it was executed.
+fn start(
+    request: &Request,
+    stdio: [OwnedFd; 3],
+    warnings: Vec<String>,
+) -> Result<(i32, Vec<String>), SetupError> {
+    let spec = &request.spec;
+    let filter = seccomp::program();
+    // What exec needs is made before: the child only makes system calls.
+    let program = exec::Program::new(spec);
+    let (result, report) = std::io::pipe().map_err(|e| SetupError::Step {
+        action: "make a pipe".into(),
+        errno: e.into(),
+    })?;
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None).map_err(step("block signals"))?;
+    sys::seccomp(&filter).map_err(step("load the seccomp filter"))?;
+    let Some(main) = sys::fork().map_err(step("fork the main process"))? else {
+        exec::become_program(spec, &program, stdio, report)
+    };
+    drop((stdio, report));
+    caps::keep_kill_only().map_err(step("drop init's capabilities"))?;
+    let mut answer = Vec::new();
+    let mut result = result;
+    // The pipe ends with exec, or with the child.
+    result.read_to_end(&mut answer).map_err(|e| SetupError::Step {
+        action: "hear from the main process".into(),
+        errno: e.into(),
+    })?;
+    if answer.is_empty() {
+        return Ok((main, warnings));
+    }
+    Err(serde_json::from_slice::<SetupError>(&answer).unwrap_or_else(|_| {
+        SetupError::Exec(ExecError::Other {
+            program: spec.argv.first().cloned().unwrap_or_default(),
+            errno: Errno::EPROTO.into(),
+        })
+    }))
+}
+
+/// Reaps and obeys until the main process is dead.
+fn watch(life: &UnixStream, main: i32) -> ExitKind {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    let Ok(children) = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
+        sys::exit_now(1)
+    };
+    loop {
+        for _ in 0..REAP_BATCH {
+            match sys::reap(-1, false) {
+                Some((pid, Ended::Code(code))) if pid == main => return ExitKind::Code(code),
+                Some((pid, Ended::Signal(signal))) if pid == main => return ExitKind::Signal(signal),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let mut fds = [
+            PollFd::new(children.as_fd(), PollFlags::POLLIN),
+            PollFd::new(life.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => sys::exit_now(1),
+        }
+        let ordered = fds[1].any().unwrap_or(false);
+        // Whatever it says, the next round reaps.
+        let _ = children.read_signal();
+        if ordered {
+            match proto::receive::<Order>(life.as_fd()) {
+                Ok(Some((Order::Signal(signal), _))) => {
+                    let _ = sys::kill(main, signal);
+                }
+                Ok(Some((Order::Go, _))) => {}
+                // The supervisor is dead.
+                Ok(None) | Err(_) => sys::exit_now(1),
+            }
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Builds the root file system in PID 1's own mount namespace and moves into it.
+//!
+//! Invariants: nothing is resolved through the image but beneath its root and without magic links; a mount
+//! goes onto the descriptor that was resolved and looked at, never onto a path. /proc, /sys and /dev must be
+//! ordinary directories. Device nodes work nowhere but on the bind mounts of /dev: every other mount is
+//! nodev. What masks a path was opened on the host before the image was there, and checked.
+
+mod overlay;
+mod target;
+
+use crate::error::SetupError;
+use crate::proto::Stub;
+use crate::spec::{Access, Mount, MountKind, RootFs, Spec};
+use crate::sys;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat};
+use nix::unistd::{fchdir, pivot_root, symlinkat, write};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use target::Targets;
+
+const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
+const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
+const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
+
+/// Name, major and minor number of the nodes in /dev.
+const DEVICES: [(&str, u64, u64); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+/// Links in /dev.
+const LINKS: [(&str, &str); 5] = [
+    ("ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+];
+/// Below /proc: empty for the process.
+const MASKED_PROC: [&str; 12] = [
+    "acpi",
+    "asound",
+    "interrupts",
+    "kallsyms",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "modules",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+];
+/// Below /sys: empty for the process.
+const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
+/// Below /proc: read-only.
+const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+
+/// What is masked and what is read-only, as absolute paths, for a runtime's configuration.
+pub(crate) fn protected_paths() -> (Vec<String>, Vec<String>) {
+    let below = |base: &'static str, names: &[&str]| -> Vec<String> {
+        names.iter().map(|n| format!("{base}/{n}")).collect()
+    };
+    let mut masked = below("/proc", &MASKED_PROC);
+    masked.extend(below("/sys", &MASKED_SYS));
+    (masked, below("/proc", &READ_ONLY_PROC))
+}
+
+/// Things of the host, opened before the image is in sight.
+struct HostParts {
+    devices: Vec<(&'static str, OwnedFd)>,
+    null: OwnedFd,
+    empty: OwnedFd,
+    binds: Vec<Option<OwnedFd>>,
+}
+
+/// Builds it and pivots into it. `stubs` gets what was made in the upper directory, also on failure.
+pub(crate) fn enter(spec: &Spec, legacy: bool, stubs: &mut Vec<Stub>) -> Result<(), SetupError> {
+    let host_root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(step("open /"))?;
+    sys::mount_setattr(host_root.as_fd(), 0, libc::MS_PRIVATE, true)
+        .map_err(step("make the mounts private (is / a mount point?)"))?;
+    let host = HostParts::open(spec)?;
+    let root = overlay::mount(&spec.root, host_root.as_fd(), legacy)?;
+    let upper = match &spec.root {
+        RootFs::Overlay { upper, .. } => Some(open_host_dir(upper)?),
+        RootFs::ReadOnly { .. } => None,
+    };
+    let mut targets = Targets::new(root.as_fd(), upper, stubs)?;
+    proc(&mut targets, &host)?;
+    sys_fs(&mut targets, &host)?;
+    dev(&mut targets, &host, spec)?;
+    for (mount, bind) in spec.mounts.iter().zip(&host.binds) {
+        extra(&mut targets, mount, bind.as_ref())?;
+    }
+    pivot(&root)?;
+    if matches!(spec.root, RootFs::ReadOnly { .. }) {
+        sys::mount_setattr(root.as_fd(), RDONLY, 0, false).map_err(step("make the root read-only"))?;
+    }
+    Ok(())
+}
+
+/// Goes to a directory beneath the root (which is `/` by now) and makes sure of it (CVE-2024-21626).
+pub(crate) fn change_directory(path: &Path) -> Result<(), SetupError> {
+    let refused = |why: &str| SetupError::Cwd { path: path.to_owned(), why: why.to_owned() };
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(step("open the root"))?;
+    let directory = openat2(&root, path, how).map_err(|e| match e {
+        Errno::ENOENT => refused("it does not exist in the image"),
+        Errno::ENOTDIR => refused("it is not a directory"),
+        Errno::ELOOP => refused("it leads through a descriptor of /proc or too many links"),
+        other => refused(other.desc()),
+    })?;
+    fchdir(&directory).map_err(|e| refused(e.desc()))?;
+    match nix::unistd::getcwd() {
+        Ok(cwd) if cwd.is_absolute() => Ok(()),
+        _ => Err(refused("it is outside the root")),
+    }
+}
+
+fn step(action: impl Into<String>) -> impl FnOnce(Errno) -> SetupError {
+    let action = action.into();
+    move |errno| SetupError::Step { action, errno: errno.into() }
+}
+
+fn mount_error(what: &str, target: impl Into<PathBuf>) -> impl FnOnce(Errno) -> SetupError {
+    let (what, target) = (what.to_owned(), target.into());
+    move |errno| SetupError::Mount { what, target, errno: errno.into(), hint: String::new() }
+}
+
+fn open_host_dir(path: &Path) -> Result<OwnedFd, SetupError> {
+    open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(step(format!("open the directory {path:?}")))
+}
+
+/// A new file system with text options, mounted nowhere yet.
+fn new_fs(kind: &CStr, options: &[(&CStr, String)], attributes: u64) -> Result<OwnedFd, Errno> {
+    let fs = sys::fsopen(kind)?;
+    for (key, value) in options {
+        let value = CString::new(value.as_str()).map_err(|_| Errno::EINVAL)?;
+        sys::fsconfig_string(fs.as_fd(), key, &value)?;
+    }
+    sys::fs_mount(fs.as_fd(), attributes)
+}
+
+fn tmpfs(size: u64, mode: u32, attributes: u64) -> Result<OwnedFd, Errno> {
+    new_fs(c"tmpfs", &[(c"size", size.to_string()), (c"mode", format!("{mode:o}"))], attributes)
+}
+
+impl HostParts {
+    fn open(spec: &Spec) -> Result<Self, SetupError> {
+        let mut devices = Vec::with_capacity(DEVICES.len());
+        for (name, major, minor) in DEVICES {
+            let path = format!("/dev/{name}");
+            let node = open(path.as_str(), OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(step(format!("open this machine's {path}")))?;
+            let stat = fstat(&node).map_err(step(format!("look at this machine's {path}")))?;
+            if !is_char(stat.st_mode) || stat.st_rdev != makedev(major, minor) {
+                return Err(step(format!("use this machine's {path}, which is not the device {major}:{minor}"))(
+                    Errno::ENODEV,
+                ));
+            }
+            let tree = sys::open_tree_clone(node.as_fd(), false).map_err(mount_error("a device", path))?;
+            devices.push((name, tree));
+        }
+        let null = open("/dev/null", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(step("open this machine's /dev/null"))?;
+        let null = sys::open_tree_clone(null.as_fd(), false).map_err(mount_error("/dev/null", "/proc"))?;
+        sys::mount_setattr(null.as_fd(), RDONLY | NOSUID | NOEXEC, 0, false)
+            .map_err(mount_error("/dev/null read-only", "/proc"))?;
+        let empty = tmpfs(4096, 0o555, RDONLY | NOSUID | NODEV | NOEXEC)
+            .map_err(mount_error("an empty directory", "/proc"))?;
+        let binds = spec.mounts.iter().map(open_bind).collect::<Result<_, _>>()?;
+        Ok(Self { devices, null, empty, binds })
+    }
+}
+
+fn is_char(mode: libc::mode_t) -> bool {
+    SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFCHR
+}
+
+fn is_dir(mode: libc::mode_t) -> bool {
+    SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFDIR
+}
+
+fn open_bind(mount: &Mount) -> Result<Option<OwnedFd>, SetupError> {
+    let MountKind::Bind { source, access } = &mount.kind else { return Ok(None) };
+    let error = |errno: Errno| SetupError::BindSource { path: source.clone(), errno: errno.into() };
+    let at = open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(error)?;
+    let tree = sys::open_tree_clone(at.as_fd(), true).map_err(error)?;
+    let attributes = match access {
+        Access::ReadOnly => RDONLY | NOSUID | NODEV,
+        Access::ReadWrite => NOSUID | NODEV,
+    };
+    sys::mount_setattr(tree.as_fd(), attributes, 0, true).map_err(error)?;
+    Ok(Some(tree))
+}
+
+fn attach(mount: &OwnedFd, target: &OwnedFd, what: &str, path: impl Into<PathBuf>) -> Result<(), SetupError> {
+    sys::move_mount(mount.as_fd(), target.as_fd()).map_err(mount_error(what, path))
+}
+
+/// A path in a file system of ours, without any link; `None` where the kernel does not have it.
+fn inside(mount: &OwnedFd, path: &str) -> Result<Option<OwnedFd>, SetupError> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match openat2(mount, path, how) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::ENOENT | Errno::EACCES) => Ok(None),
+        Err(e) => Err(step(format!("look at {path:?} to protect it"))(e)),
+    }
+}
+
+fn mask(mount: &OwnedFd, paths: &[&str], host: &HostParts) -> Result<(), SetupError> {
+    for path in paths {
+        let Some(at) = inside(mount, path)? else { continue };
+        let stat = fstat(&at).map_err(step(format!("look at {path:?} to mask it")))?;
+        let cover = if is_dir(stat.st_mode) { &host.empty } else { &host.null };
+        let copy = sys::open_tree_clone(cover.as_fd(), false).map_err(mount_error("a mask", *path))?;
+        attach(&copy, &at, "a mask", *path)?;
+    }
+    Ok(())
+}
+
+fn proc(targets: &mut Targets<'_>, host: &HostParts) -> Result<(), SetupError> {
+    let at = targets.ordinary_directory("proc")?;
+    let mount = new_fs(c"proc", &[], NOSUID | NODEV | NOEXEC).map_err(mount_error("proc", "/proc"))?;
+    attach(&mount, &at, "proc", "/proc")?;
+    mask(&mount, &MASKED_PROC, host)?;
+    for path in READ_ONLY_PROC {
+        let Some(at) = inside(&mount, path)? else { continue };
+        let copy = sys::open_tree_clone(at.as_fd(), false).map_err(mount_error("a read-only view", path))?;
+        sys::mount_setattr(copy.as_fd(), RDONLY | NOSUID | NODEV | NOEXEC, 0, false)
+            .map_err(mount_error("a read-only view", path))?;
+        attach(&copy, &at, "a read-only view", path)?;
+    }
+    Ok(())
+}
+
+fn sys_fs(targets: &mut Targets<'_>, host: &HostParts) -> Result<(), SetupError> {
+    let at = targets.ordinary_directory("sys")?;
+    let mount =
+        new_fs(c"sysfs", &[], RDONLY | NOSUID | NODEV | NOEXEC).map_err(mount_error("sysfs", "/sys"))?;
+    attach(&mount, &at, "sysfs", "/sys")?;
+    mask(&mount, &MASKED_SYS, host)
+}
+
+fn dev(targets: &mut Targets<'_>, host: &HostParts, spec: &Spec) -> Result<(), SetupError> {
+    let at = targets.ordinary_directory("dev")?;
+    let dev = tmpfs(64 << 10, 0o755, NOSUID | NODEV | NOEXEC).map_err(mount_error("tmpfs", "/dev"))?;
+    attach(&dev, &at, "tmpfs", "/dev")?;
+    let failed = |name: &str| step(format!("make /dev/{name}"));
+    for (name, tree) in &host.devices {
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
+        let node = openat(&dev, *name, flags, Mode::from_bits_truncate(0o666)).map_err(failed(name))?;
+        attach(tree, &node, "a device", format!("/dev/{name}"))?;
+    }
+    for (name, to) in LINKS {
+        symlinkat(to, &dev, name).map_err(failed(name))?;
+    }
+    let devpts = [
+        (c"ptmxmode", "0666".to_owned()),
+        (c"mode", "0620".to_owned()),
+        (c"gid", "5".to_owned()),
+    ];
+    let pts = new_fs(c"devpts", &devpts, NOSUID | NOEXEC).map_err(mount_error("devpts", "/dev/pts"))?;
+    let shm = tmpfs(spec.shm_size.0, 0o1777, NOSUID | NODEV | NOEXEC).map_err(mount_error("tmpfs", "/dev/shm"))?;
+    let queues =
+        new_fs(c"mqueue", &[], NOSUID | NODEV | NOEXEC).map_err(mount_error("mqueue", "/dev/mqueue"))?;
+    for (name, mount) in [("pts", pts), ("shm", shm), ("mqueue", queues)] {
+        mkdirat(&dev, name, Mode::from_bits_truncate(0o755)).map_err(failed(name))?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let at = openat(&dev, name, flags, Mode::empty()).map_err(failed(name))?;
+        attach(&mount, &at, name, format!("/dev/{name}"))?;
+    }
+    Ok(())
+}
+
+fn extra(targets: &mut Targets<'_>, mount: &Mount, bind: Option<&OwnedFd>) -> Result<(), SetupError> {
+    let target = &mount.target;
+    match (&mount.kind, bind) {
+        (MountKind::Bind { .. }, Some(tree)) => {
+            let stat = fstat(tree).map_err(step(format!("look at what {target:?} shall be")))?;
+            let at = targets.resolve(target, is_dir(stat.st_mode))?;
+            attach(tree, &at, "a bind mount", target)
+        }
+        (MountKind::Tmpfs { size, mode }, _) => {
+            let at = targets.resolve(target, true)?;
+            let fs = tmpfs(size.0, *mode & 0o7777, NOSUID | NODEV).map_err(mount_error("tmpfs", target))?;
+            attach(&fs, &at, "tmpfs", target)
+        }
+        (MountKind::File { content, mode }, _) => {
+            let at = targets.resolve(target, false)?;
+            let file = content_file(content, *mode).map_err(mount_error("a file", target))?;
+            attach(&file, &at, "a file", target)
+        }
+        // Binds were all opened, or we would not be here.
+        (MountKind::Bind { .. }, None) => Err(mount_error("a bind mount", target)(Errno::EINVAL)),
+    }
+}
+
+/// A read-only bind of one file on a tmpfs of its own. The tmpfs itself is mounted nowhere.
+fn content_file(content: &[u8], mode: u32) -> Result<OwnedFd, Errno> {
+    let room = (content.len() as u64).next_multiple_of(4096) + 4096;
+    let fs = tmpfs(room, 0o755, NOSUID | NODEV)?;
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
+    let file = openat(&fs, "file", flags, Mode::from_bits_truncate(mode & 0o777))?;
+    nix::sys::stat::fchmod(&file, Mode::from_bits_truncate(mode & 0o777))?;
+    let mut rest = content;
+    while !rest.is_empty() {
+        rest = &rest[write(&file, rest)?..];
+    }
+    drop(file);
+    let file = openat(&fs, "file", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    let tree = sys::open_tree_clone(file.as_fd(), false)?;
+    sys::mount_setattr(tree.as_fd(), RDONLY | NOSUID | NODEV, 0, false)?;
+    Ok(tree)
+}
+
+fn pivot(root: &OwnedFd) -> Result<(), SetupError> {
+    fchdir(root).map_err(step("enter the root"))?;
+    // The new root on the old one's place, the old one on top of it for a moment.
+    pivot_root(".", ".").map_err(step("pivot into the root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(step("detach the machine's root"))?;
+    nix::unistd::chdir("/").map_err(step("enter the new root"))
+}
+
+/// Removes from the upper directory what init made there; called when every process is dead.
+pub(crate) fn remove_stubs(upper: &Path, stubs: &[Stub]) {
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC);
+    if let Ok(upper) = openat2(AT_FDCWD, upper, how) {
+        for stub in stubs.iter().rev() {
+            target::remove_stub(&upper, stub);
+        }
+    }
+}
