@@ -3,7 +3,11 @@
 //! Each test is a function that gets a [`World`] and panics when a promise is broken. A test that cannot run here
 //! returns [`Skip`] with the reason; CI compares the skips with `tests/skips.txt`.
 
+mod bad_input;
 mod build;
+mod deploy;
+mod kill;
+mod pipeline;
 
 use keelway_tests::env;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -39,7 +43,7 @@ pub type Ended = Result<(), Skip>;
 fn main() {
     keelway_tests::rig::node::main_if_asked();
     let arguments = Arguments::from_args();
-    let tests: Vec<(&'static str, fn(&World) -> Ended)> = [build::TESTS].concat();
+    let tests: Vec<(&'static str, fn(&World) -> Ended)> = [build::TESTS, pipeline::TESTS, bad_input::TESTS, kill::TESTS, deploy::TESTS].concat();
     let trials = tests
         .into_iter()
         .map(|(name, test)| {

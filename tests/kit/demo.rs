@@ -114,16 +114,22 @@ impl Drop for Sender {
 
 /// Every id that any replica of any host logged, stopped replicas included.
 pub fn logged_ids(rig: &Rig) -> io::Result<Vec<String>> {
-    let mut ids = Vec::new();
+    Ok(logged_ids_by_host(rig)?.concat())
+}
+
+/// The same, host by host.
+pub fn logged_ids_by_host(rig: &Rig) -> io::Result<Vec<Vec<String>>> {
+    let mut all = Vec::new();
     for host in &rig.hosts {
-        let mut logs = Vec::new();
+        let (mut logs, mut ids) = (Vec::new(), Vec::new());
         find_logs(&host.state_dir(), &mut logs)?;
         for log in logs {
             let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
             ids.extend(load::ids_of(&text));
         }
+        all.push(ids);
     }
-    Ok(ids)
+    Ok(all)
 }
 
 /// The log files of replicas: `*.log*` below a host's state, but nothing of a replica's own root.
