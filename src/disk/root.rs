@@ -395,9 +395,9 @@ impl Stat {
             uid: s.st_uid,
             gid: s.st_gid,
             size: u64::try_from(s.st_size).unwrap_or(0),
-            links: s.st_nlink as u64,
-            id: (s.st_dev as u64, s.st_ino as u64),
-            mtime: s.st_mtime as i64,
+            links: s.st_nlink,
+            id: (s.st_dev, s.st_ino),
+            mtime: s.st_mtime,
         }
     }
 }

@@ -1,7 +1,20 @@
 //! The one content key: a sha256 Merkle over normalised entries.
+//!
+//! What counts: names, kinds, permission bits, owners, the extended attributes that an image carries, link
+//! targets, device numbers, bytes. What never counts: times, inode numbers, which names are hard links of one
+//! file, the name of the entry one starts from.
+//!
+//! Where a tree has memo ids (git's, or a snapshot's place), the digest of what they name is remembered in
+//! `cache/memo/table`: records of 72 bytes, memo key, digest and a checksum. A lost or damaged record costs
+//! time only.
 
 use crate::open::Store;
-use keelway_model::{Digest, Tree, TreeEntry, TreeError, TreePath};
+use keelway_model::{Digest, Hasher, Tree, TreeEntry, TreeError, TreeKind, TreePath};
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 /// What a filter says of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,13 +36,24 @@ pub fn keep_everything(_: &TreePath, _: &TreeEntry) -> Verdict {
 
 /// What of the entries counts, and as what.
 pub struct KeyRules<'a> {
-    /// Asked for every entry but the one at the start.
+    /// Asked for every entry, the one at the start included.
     pub filter: &'a dyn Fn(&TreePath, &TreeEntry) -> Verdict,
     /// Owner and group that every entry will get (`--chown`, or 0:0); `None` keeps each one's own.
     pub owner: Option<(u32, u32)>,
     /// Mode that every entry will get (`--chmod`); `None` keeps each one's own.
     pub mode: Option<u32>,
 }
+
+/// Part of every memo key: bumped when the digest of the same content changes.
+const VERSION: u32 = 1;
+
+/// Deeper trees are refused, for the sake of the stack.
+const MAX_DEPTH: usize = 256;
+
+const RECORD: usize = 72;
+
+/// A table beyond this is begun anew.
+const MAX_TABLE: u64 = 64 << 20;
 
 impl Store {
     /// The content key of what is at `path` in `tree`: names, kinds, modes, owners, extended attributes,
@@ -41,6 +65,211 @@ impl Store {
         path: &TreePath,
         rules: &KeyRules<'_>,
     ) -> Result<Digest, TreeError> {
-        todo!()
+        let entry = tree.entry(path)?.ok_or_else(|| TreeError::NotFound { path: path.clone() })?;
+        let mut work = Work { store: self, tree, rules, fresh: Vec::new(), buffer: vec![0; 128 << 10] };
+        let verdict = (rules.filter)(path, &entry);
+        let digest = work.entry(path, &entry, verdict, 0)?;
+        if !work.fresh.is_empty() {
+            let fresh = std::mem::take(&mut work.fresh);
+            if let Err(e) = self.memos().add(&fresh) {
+                tracing::debug!("content digests are not remembered: {e}");
+            }
+        }
+        // Where the filter leaves nothing, the key says so.
+        Ok(digest.unwrap_or_else(|| Digest::of(b"keelway content: nothing")))
+    }
+
+    fn memos(&self) -> std::sync::MutexGuard<'_, Memos> {
+        self.inner.memos.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
+
+struct Work<'a> {
+    store: &'a Store,
+    tree: &'a dyn Tree,
+    rules: &'a KeyRules<'a>,
+    fresh: Vec<(Digest, Digest)>,
+    buffer: Vec<u8>,
+}
+
+impl Work<'_> {
+    fn entry(
+        &mut self,
+        path: &TreePath,
+        e: &TreeEntry,
+        verdict: Verdict,
+        depth: usize,
+    ) -> Result<Option<Digest>, TreeError> {
+        if verdict == Verdict::Skip || (verdict == Verdict::OnlyBeneath && e.kind != TreeKind::Directory) {
+            return Ok(None);
+        }
+        if depth > MAX_DEPTH {
+            let source = io::Error::other(format!("directories are nested more than {MAX_DEPTH} deep"));
+            return Err(TreeError::Io { path: path.clone(), source });
+        }
+        let meta = self.meta(e);
+        let mut memo = None;
+        if verdict == Verdict::Whole
+            && let Some(named) = self.tree.memo(path)
+        {
+            let key = self.memo_key(&named, &meta);
+            if let Some(known) = self.store.memos().get(&key) {
+                return Ok(Some(known));
+            }
+            memo = Some(key);
+        }
+        let mut h = Hasher::new();
+        h.field(b"keelway content").field(meta.as_bytes());
+        match &e.kind {
+            TreeKind::File { .. } => {
+                h.field(self.bytes(path)?.as_bytes());
+            }
+            TreeKind::Directory => {
+                let mut any = false;
+                for child in self.tree.list(path)? {
+                    let Some(at) = path.join(&child.name) else { continue };
+                    let below = match verdict {
+                        Verdict::Whole => Verdict::Whole,
+                        _ => (self.rules.filter)(&at, &child),
+                    };
+                    if let Some(digest) = self.entry(&at, &child, below, depth + 1)? {
+                        any = true;
+                        h.field(&child.name).field(digest.as_bytes());
+                    }
+                }
+                if !any && verdict == Verdict::OnlyBeneath {
+                    return Ok(None);
+                }
+            }
+            _ => {}
+        }
+        let digest = h.finish();
+        if let Some(key) = memo {
+            self.fresh.push((key, digest));
+        }
+        Ok(Some(digest))
+    }
+
+    /// Everything about an entry but its name and content.
+    fn meta(&self, e: &TreeEntry) -> Digest {
+        let (uid, gid) = self.rules.owner.unwrap_or((e.uid, e.gid));
+        let mode = self.rules.mode.unwrap_or(e.mode) & 0o7777;
+        let mut h = Hasher::new();
+        let numbers = |h: &mut Hasher, numbers: &[u32]| {
+            for n in numbers {
+                h.field(&n.to_le_bytes());
+            }
+        };
+        match &e.kind {
+            TreeKind::File { .. } => h.field(b"file"),
+            TreeKind::Directory => h.field(b"directory"),
+            TreeKind::Symlink { target } => h.field(b"symlink").field(target),
+            TreeKind::Fifo => h.field(b"fifo"),
+            TreeKind::Socket => h.field(b"socket"),
+            TreeKind::Submodule => h.field(b"submodule"),
+            TreeKind::Device { character, major, minor } => {
+                h.field(if *character { b"character" } else { b"block" });
+                numbers(&mut h, &[*major, *minor]);
+                &mut h
+            }
+        };
+        // A symbolic link has no mode.
+        numbers(&mut h, &[uid, gid, if matches!(e.kind, TreeKind::Symlink { .. }) { 0 } else { mode }]);
+        for (name, value) in &e.xattrs {
+            h.field(name).field(value);
+        }
+        h.finish()
+    }
+
+    fn memo_key(&self, named: &Digest, meta: &Digest) -> Digest {
+        let mut h = Hasher::new();
+        h.field(b"keelway memo").field(&VERSION.to_le_bytes()).field(named.as_bytes()).field(meta.as_bytes());
+        // What the rules do to entries beneath.
+        let rules = format!("{:?} {:?}", self.rules.owner, self.rules.mode);
+        h.field(rules.as_bytes());
+        h.finish()
+    }
+
+    fn bytes(&mut self, path: &TreePath) -> Result<Digest, TreeError> {
+        let mut file = self.tree.open(path)?;
+        let mut h = Hasher::new();
+        loop {
+            match file.read(&mut self.buffer) {
+                Ok(0) => return Ok(h.finish()),
+                Ok(n) => {
+                    h.update(&self.buffer[..n]);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(TreeError::Io { path: path.clone(), source }),
+            }
+        }
+    }
+}
+
+/// The memo table, read when it is first needed.
+pub(crate) struct Memos {
+    path: PathBuf,
+    table: Option<HashMap<Digest, Digest>>,
+}
+
+impl Memos {
+    pub(crate) fn new(store: &Path) -> Self {
+        Self { path: store.join("cache/memo/table"), table: None }
+    }
+
+    fn table(&mut self) -> &mut HashMap<Digest, Digest> {
+        let path = &self.path;
+        self.table.get_or_insert_with(|| {
+            let mut bytes = Vec::new();
+            if let Ok(file) = File::open(path) {
+                // What could not be read is not remembered; nothing else depends on it.
+                let _ = file.take(MAX_TABLE).read_to_end(&mut bytes);
+            }
+            decode_table(&bytes).collect()
+        })
+    }
+
+    fn get(&mut self, key: &Digest) -> Option<Digest> {
+        self.table().get(key).copied()
+    }
+
+    fn add(&mut self, fresh: &[(Digest, Digest)]) -> io::Result<()> {
+        self.table().extend(fresh.iter().copied());
+        let mut file =
+            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.path)?;
+        // So that two processes do not write into each other's records; freed with the descriptor.
+        file.lock()?;
+        let length = file.seek(io::SeekFrom::End(0))?;
+        let torn = length % RECORD as u64;
+        if length > MAX_TABLE {
+            file.set_len(0)?;
+        } else if torn != 0 {
+            file.set_len(length - torn)?;
+        }
+        let mut bytes = Vec::with_capacity(fresh.len() * RECORD);
+        for (key, value) in fresh {
+            bytes.extend_from_slice(&encode_memo(key, value));
+        }
+        file.write_all(&bytes)
+    }
+}
+
+fn encode_memo(key: &Digest, value: &Digest) -> [u8; RECORD] {
+    let mut out = [0; RECORD];
+    out[..32].copy_from_slice(key.as_bytes());
+    out[32..64].copy_from_slice(value.as_bytes());
+    let sum = Digest::of(&out[..64]);
+    out[64..].copy_from_slice(&sum.as_bytes()[..8]);
+    out
+}
+
+pub(crate) fn decode_table(bytes: &[u8]) -> impl Iterator<Item = (Digest, Digest)> {
+    bytes.chunks_exact(RECORD).filter_map(|r| {
+        let digest = |range: std::ops::Range<usize>| Some(Digest::from_bytes(r.get(range)?.try_into().ok()?));
+        let (key, value) = (digest(0..32)?, digest(32..64)?);
+        (encode_memo(&key, &value) == r).then_some((key, value))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,27 @@
 //! Layers: snapshots as tar, and tar as snapshots.
+//!
+//! [`write`] walks a snapshot into a tar whose bytes depend on nothing but the snapshot, [`pipe`] hashes and
+//! compresses it on the way into a blob, [`parse`] reads a foreign tar without believing it, [`unpack`]
+//! makes a snapshot of it.
 
+mod header;
+pub(crate) mod parse;
+mod pipe;
+mod unpack;
+mod write;
+
+use crate::blob::CommitError;
+use crate::claim::{Claim, ClaimError};
 use crate::error::StoreError;
 use crate::open::Store;
-use keelway_model::oci::Descriptor;
-use keelway_model::{Bytes, Digest, SnapshotId};
+use crate::record;
+use crate::snapshot::layer_snapshot;
+use keelway_disk::{LockError, Root, Sync};
+use keelway_model::oci::{Descriptor, media};
+use keelway_model::{Bytes, Digest, Hasher, SnapshotId};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::time::{Duration, Instant};
 
 /// The form of a layer blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -14,8 +32,32 @@ pub enum Compression {
     Gzip,
 }
 
+impl Compression {
+    /// The form that a media type says.
+    pub fn of_media_type(media_type: &str) -> Result<Self, UnpackError> {
+        match media_type {
+            media::LAYER | media::DOCKER_LAYER => Ok(Self::None),
+            media::LAYER_GZIP | media::DOCKER_LAYER_GZIP => Ok(Self::Gzip),
+            other => Err(UnpackError::MediaType { media_type: other.chars().take(200).collect() }),
+        }
+    }
+    /// The media type that we give a layer of this form.
+    pub const fn media_type(self) -> &'static str {
+        match self {
+            Self::None => media::LAYER,
+            Self::Gzip => media::LAYER_GZIP,
+        }
+    }
+    const fn record(self) -> &'static str {
+        match self {
+            Self::None => "layer-none.json",
+            Self::Gzip => "layer-gzip.json",
+        }
+    }
+}
+
 /// A layer in the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
     /// Digest of the plain tar.
     pub diff_id: Digest,
@@ -28,37 +70,138 @@ pub struct Layer {
 pub struct UnpackLimits {
     /// Bytes of the plain tar.
     pub bytes: Bytes,
-    /// Entries.
+    /// Entries, directories that only paths imply included.
     pub entries: u64,
-    /// Plain bytes for each compressed byte, once 100 MiB were read.
+    /// Plain bytes for each compressed byte, once [`RATIO_FREE`](Self::RATIO_FREE) plain bytes were read.
     pub ratio: u64,
+}
+
+impl UnpackLimits {
+    /// Plain bytes before the ratio counts: small layers of zeros are common.
+    pub const RATIO_FREE: u64 = 256 << 20;
 }
 
 impl Default for UnpackLimits {
     fn default() -> Self {
-        Self { bytes: Bytes(64 << 30), entries: 2_000_000, ratio: 1000 }
+        // gzip cannot do better than 1032 to 1; real layers stay below 20 to 1.
+        Self { bytes: Bytes(64 << 30), entries: 2_000_000, ratio: 200 }
     }
 }
 
 /// Why a layer was not unpacked. Nothing of it is left then.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
+    /// A form we do not read.
+    #[error(
+        "layers of type {media_type:?} are not supported: only plain and gzip tars are; \
+         push the image again with gzip layers"
+    )]
+    MediaType {
+        /// What the manifest says.
+        media_type: String,
+    },
+    /// The compressed stream is cut or damaged.
+    #[error("layer {layer} cannot be decompressed: {source}; pull or push it again")]
+    Compressed {
+        /// The blob.
+        layer: Digest,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Not a tar that we understand.
+    #[error("layer {layer} is not a sound tar archive, at byte {offset}: {why}")]
+    Malformed {
+        /// The blob.
+        layer: Digest,
+        /// Where in the plain tar.
+        offset: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// An entry that would be wrong or dangerous to make.
+    #[error("layer {layer} holds an entry that is refused, {path}: {why}")]
+    Entry {
+        /// The blob.
+        layer: Digest,
+        /// Its name, escaped.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Larger than allowed.
+    #[error("layer {layer} is refused: {why}")]
+    Limit {
+        /// The blob.
+        layer: Digest,
+        /// Which bound.
+        why: String,
+    },
+    /// The tar is not the one the image config promises.
+    #[error(
+        "layer {layer} unpacks to {found}, but the image says {expected}: the image is broken, build it again"
+    )]
+    DiffId {
+        /// The blob.
+        layer: Digest,
+        /// Promised.
+        expected: Digest,
+        /// Found.
+        found: Digest,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
+/// How long to wait for another process that makes the same layer; then we make it too, which is only
+/// slower.
+const PEER_WAIT: Duration = Duration::from_secs(600);
+
 impl Store {
     /// The snapshot as a layer blob: made at most once per form, remembered beside the snapshot, the same
     /// bytes on every machine.
     pub fn layer_of(&self, id: &SnapshotId, compression: Compression) -> Result<Layer, StoreError> {
-        todo!()
+        if let Some(layer) = self.remembered(id, compression) {
+            return Ok(layer);
+        }
+        let dir = self.existing(id)?;
+        let _claim = self.alone(&format!("{id} {}", compression.record()))?;
+        if let Some(layer) = self.remembered(id, compression) {
+            return Ok(layer);
+        }
+        let meta = self.snapshot_meta(id)?;
+        let layer = match meta.diff_id {
+            // Unpacked from elsewhere: our tar of it would be another tar.
+            Some(diff_id) => self.recompress(id, &diff_id, compression)?,
+            None => {
+                let root = Root::open(&dir).map_err(StoreError::io("open", &dir))?;
+                pipe::run(self, compression, |blocks| {
+                    write::write_tar(&root, meta.id_offset, blocks)
+                        .map_err(StoreError::io("write a layer of", &dir))
+                })?
+            }
+        };
+        let other = [Compression::None, Compression::Gzip].into_iter().find(|c| *c != compression);
+        if let Some(known) =
+            other.and_then(|o| record::read::<Layer>(&self.snapshot_path(id).join(o.record())))
+            && known.diff_id != layer.diff_id
+        {
+            let why = format!("its content was {} and now is {}", known.diff_id, layer.diff_id);
+            return Err(StoreError::Damaged { path: dir, why });
+        }
+        let folder = self.snapshot_path(id);
+        let bytes = record::encode(&layer).map_err(|e| StoreError::io("write", &folder)(e.into()))?;
+        self.publish(&folder, compression.record(), &bytes, Sync::No)?;
+        Ok(layer)
     }
+
     /// Unpacks a layer blob into a snapshot whose id is derived from `diff_id`; returns at once when it is
     /// there. The media type decides the compression; the digest of the plain tar must be `diff_id`.
     pub fn unpack(&self, layer: &Descriptor, diff_id: &Digest) -> Result<SnapshotId, UnpackError> {
         self.unpack_with(layer, diff_id, &UnpackLimits::default())
     }
+
     /// The same with other bounds.
     pub fn unpack_with(
         &self,
@@ -66,6 +209,72 @@ impl Store {
         diff_id: &Digest,
         limits: &UnpackLimits,
     ) -> Result<SnapshotId, UnpackError> {
-        todo!()
+        let id = layer_snapshot(diff_id)?;
+        if self.has_snapshot(&id) {
+            return Ok(id);
+        }
+        let compression = Compression::of_media_type(&layer.media_type)?;
+        let _claim = self.alone(&format!("{id} unpack"))?;
+        if self.has_snapshot(&id) {
+            return Ok(id);
+        }
+        let upper = self.begin()?;
+        unpack::unpack(self, &upper, layer, compression, diff_id, limits)?;
+        let known = Layer { diff_id: *diff_id, descriptor: layer.clone() };
+        upper.remember(compression.record(), &known)?;
+        upper.publish(&id, Some(*diff_id))?;
+        Ok(id)
+    }
+
+    fn remembered(&self, id: &SnapshotId, compression: Compression) -> Option<Layer> {
+        let layer: Layer = record::read(&self.snapshot_path(id).join(compression.record()))?;
+        self.has_blob(&layer.descriptor.digest).then_some(layer)
+    }
+
+    /// The other form of a layer that was pulled, with the same tar inside.
+    fn recompress(&self, id: &SnapshotId, diff_id: &Digest, to: Compression) -> Result<Layer, StoreError> {
+        let forms = [Compression::None, Compression::Gzip];
+        let missing = || StoreError::Missing { what: "layer", name: diff_id.to_string() };
+        let (form, known) =
+            forms.into_iter().find_map(|c| Some((c, self.remembered(id, c)?))).ok_or_else(missing)?;
+        let path = self.blob_path(&known.descriptor.digest);
+        let blob = self.open_blob(&known.descriptor.digest)?;
+        let layer = pipe::run(self, to, |blocks| {
+            blocks.copy(&mut *unpack::decoder(blob, form)).map_err(StoreError::io("decompress", &path))
+        })?;
+        if layer.diff_id != *diff_id {
+            return Err(StoreError::Damaged {
+                path,
+                why: format!("its tar is {}, not {diff_id}", layer.diff_id),
+            });
+        }
+        Ok(layer)
+    }
+
+    /// Waits for another process that does the same work.
+    fn alone(&self, what: &str) -> Result<Option<Claim>, StoreError> {
+        let mut key = Hasher::new();
+        key.field(b"keelway layer").field(what.as_bytes());
+        match self.claim(&key.finish(), Instant::now() + PEER_WAIT, &|| false) {
+            Ok(claim) => Ok(Some(claim)),
+            Err(ClaimError::Lock(LockError::TimedOut { .. } | LockError::Cancelled { .. })) => Ok(None),
+            Err(ClaimError::Lock(e @ LockError::Io { .. })) => {
+                Err(StoreError::io("lock in", &self.inner.root)(io::Error::other(e)))
+            }
+            Err(ClaimError::Store(e)) => Err(e),
+        }
     }
 }
+
+impl From<CommitError> for StoreError {
+    /// For commits that expect nothing, which cannot mismatch.
+    fn from(e: CommitError) -> Self {
+        match e {
+            CommitError::Store(e) => e,
+            e @ CommitError::Mismatch { .. } => Self::io("commit", "a blob")(io::Error::other(e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,8 @@
 //! - what belongs to one process lives in its run directory, whose lock it holds for life; only a
 //!   directory whose lock can be taken is cleaned up.
 //!
-//! Layout: `version`, `blobs/sha256/<2>/<hex>`, `snapshots/<id>/{fs,meta.json}`, `layers/<hex>`, `refs/`,
-//! `cache/`, `locks/`, `runs/<id>/`, `trash/`.
+//! Layout: `version`, `blobs/sha256/<2>/<hex>`, `snapshots/<id>/{fs,meta.json,layer-*.json}`,
+//! `refs/`, `cache/{keys,last,memo}`, `locks/`, `runs/<id>/`, `trash/`, and the marks `boot` and `synced`.
 //!
 //! The store must not read the clock (but through the [`Clock`](keelway_model::Clock) given), print, or
 //! decide what a step means: it keeps what it is given.
@@ -18,12 +18,15 @@ mod blob;
 mod cache;
 mod claim;
 mod error;
+pub mod fuzz;
 mod key;
 mod layer;
 mod open;
+mod record;
 mod refs;
 mod snapshot;
 mod view;
+mod walk;
 
 pub use blob::{BlobWriter, CommitError};
 pub use cache::CacheRecord;

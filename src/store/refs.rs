@@ -2,25 +2,76 @@
 
 use crate::error::StoreError;
 use crate::open::Store;
-use keelway_model::ImageRef;
+use crate::record;
+use keelway_disk::Sync;
 use keelway_model::oci::Descriptor;
+use keelway_model::{Digest, ImageRef};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::PathBuf;
+
+#[derive(Serialize, Deserialize)]
+struct Reference {
+    name: ImageRef,
+    target: Descriptor,
+}
 
 impl Store {
+    fn reference_file(name: &ImageRef) -> String {
+        Digest::of(name.to_string().as_bytes()).hex()
+    }
+    fn refs(&self) -> PathBuf {
+        self.inner.root.join("refs")
+    }
+
     /// Points `name` at a manifest. This is the publish point of an image: everything written to the store
     /// before is synced first, then the reference is.
     pub fn set_reference(&self, name: &ImageRef, target: &Descriptor) -> Result<(), StoreError> {
-        todo!()
+        if !self.has_blob(&target.digest) {
+            return Err(StoreError::Missing { what: "manifest", name: target.digest.to_string() });
+        }
+        let reference = Reference { name: name.clone(), target: target.clone() };
+        let bytes = record::encode(&reference).map_err(|e| StoreError::io("write", self.refs())(e.into()))?;
+        self.sync()?;
+        self.publish(&self.refs(), &Self::reference_file(name), &bytes, Sync::Yes)
     }
+
     /// What `name` points at; `None` also when its manifest is gone.
     pub fn reference(&self, name: &ImageRef) -> Result<Option<Descriptor>, StoreError> {
-        todo!()
+        let path = self.refs().join(Self::reference_file(name));
+        if !path.try_exists().map_err(StoreError::io("read", &path))? {
+            return Ok(None);
+        }
+        match record::read::<Reference>(&path) {
+            Some(r) => Ok(self.has_blob(&r.target.digest).then_some(r.target)),
+            // Removed meanwhile, or not whole. References are synced, so the latter is worth an error.
+            None if !path.exists() => Ok(None),
+            None => Err(StoreError::Damaged { path, why: "it is not a reference".into() }),
+        }
     }
-    /// All references, sorted by name.
+
+    /// All references whose manifest is here, sorted by name.
     pub fn references(&self) -> Result<Vec<(ImageRef, Descriptor)>, StoreError> {
-        todo!()
+        let dir = self.refs();
+        let mut out = Vec::new();
+        for entry in std::fs::read_dir(&dir).map_err(StoreError::io("list", &dir))? {
+            let path = entry.map_err(StoreError::io("list", &dir))?.path();
+            if let Some(r) = record::read::<Reference>(&path)
+                && self.has_blob(&r.target.digest)
+            {
+                out.push((r.name, r.target));
+            }
+        }
+        out.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(out)
     }
+
     /// Removes a name; one that is not there is fine.
     pub fn remove_reference(&self, name: &ImageRef) -> Result<(), StoreError> {
-        todo!()
+        let path = self.refs().join(Self::reference_file(name));
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(e)),
+            _ => Ok(()),
+        }
     }
 }
