@@ -105,6 +105,16 @@ pub enum SourceError {
         /// What was asked for.
         prefix: String,
     },
+    /// A name that means two things.
+    #[error(
+        "{name:?} is a branch and a tag of {url}; give it in full: refs/heads/{name} or refs/tags/{name}"
+    )]
+    BranchAndTag {
+        /// Where.
+        url: RepoUrl,
+        /// What was asked for.
+        name: String,
+    },
     /// A commit that no branch or tag of the repository reaches.
     #[error(
         "commit {commit} is on no branch or tag of {url}; push it to a branch first (after a force-push it may be gone)"

@@ -9,3 +9,11 @@ pub fn fuzz_url(data: &[u8]) {
         }
     }
 }
+
+/// What a git server sends: references, then a pack in its side band.
+pub fn fuzz_protocol(data: &[u8]) {
+    let mut from = data;
+    let _ = crate::protocol::read_advertisement(&mut from, 1000);
+    let mut from = data;
+    let _ = crate::protocol::read_pack(&mut from, &mut |_| Ok::<(), ()>(()));
+}

@@ -1,6 +1,12 @@
 //! What is new on a branch.
 
+use crate::SourceError;
+use crate::mirror::{Mirror, commit_id, oid_of};
+use git2::Repository;
 use keelway_model::CommitId;
+
+/// New commits that are looked at, at most.
+const MAX_COMMITS: usize = 100_000;
 
 /// How a branch went on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,4 +22,43 @@ pub enum Advance {
     },
     /// Nothing new.
     UpToDate,
+}
+
+impl Mirror {
+    /// The first-parent commits from `old` (exclusive) to `tip`.
+    pub fn first_parent_since(&self, old: Option<&CommitId>, tip: &CommitId) -> Result<Advance, SourceError> {
+        let Some(old) = old else { return Ok(Advance::Commits(vec![tip.clone()])) };
+        if old == tip {
+            return Ok(Advance::UpToDate);
+        }
+        let commits = walk(&self.repo(), old, tip).map_err(|e| self.failed(&e))?;
+        Ok(match commits {
+            Some(commits) => Advance::Commits(commits),
+            None => Advance::ForcePushed { old: old.clone(), new: tip.clone() },
+        })
+    }
+}
+
+/// `None` when `tip` does not stand on `old`.
+fn walk(repo: &Repository, old: &CommitId, tip: &CommitId) -> Result<Option<Vec<CommitId>>, git2::Error> {
+    let (old, tip) = (oid_of(old), oid_of(tip));
+    if repo.find_commit(old).is_err() || !repo.graph_descendant_of(tip, old)? {
+        return Ok(None);
+    }
+    let mut out = Vec::new();
+    let mut at = tip;
+    // The chain of first parents may pass `old` by (it was merged as a second parent): then it ends at the first
+    // commit that `old` already has.
+    while at != old && !repo.graph_descendant_of(old, at)? {
+        if out.len() == MAX_COMMITS {
+            return Err(git2::Error::from_str("more than 100000 new commits on one branch"));
+        }
+        out.push(commit_id(at));
+        match repo.find_commit(at)?.parent_id(0) {
+            Ok(parent) => at = parent,
+            Err(_) => break,
+        }
+    }
+    out.reverse();
+    Ok(Some(out))
 }

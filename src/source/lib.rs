@@ -11,12 +11,17 @@
 //! of a repository is ever executed: no hook, filter, textconv, fsmonitor or helper, whatever its configuration says.
 
 mod checkout;
+mod connection;
 mod dir_tree;
 mod error;
 pub mod fuzz;
 mod history;
+mod http;
+mod local;
 mod mirror;
+mod protocol;
 mod settings;
+mod ssh;
 mod tree;
 mod url;
 mod work_tree;

@@ -215,6 +215,17 @@ impl RepoUrl {
         &self.transport
     }
 
+    /// The same address without its password (and without a user of http, which may be a token).
+    #[must_use]
+    pub fn without_password(&self) -> Self {
+        let mut out = self.clone();
+        if let Transport::Http { user, password, .. } = &mut out.transport {
+            *user = None;
+            *password = None;
+        }
+        out
+    }
+
     /// The folder name of its mirror: a digest of the address without its user and password, so that two logins
     /// share nothing but what both may read is fetched again for each. Safe as a file name.
     pub fn cache_name(&self) -> String {
