@@ -1,11 +1,149 @@
 //! The same sandbox as an OCI runtime bundle, so that any OCI runtime can run it (runc, gVisor, Kata).
+//!
+//! The caller mounts or unpacks the root file system; a bundle cannot say "these layers". The seccomp
+//! part has the allow list and the same closer looks at clone, socket and personality.
 
-use crate::spec::Spec;
+use crate::spec::{Access, MountKind, Network, Resource, RootFs, Spec};
+use crate::{caps, root, seccomp};
+use keelway_model::limits::DEFAULT_PIDS;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// `config.json` of a bundle whose root file system is mounted or unpacked at `rootfs`.
-/// [OCI runtime specification 1.0](https://github.com/opencontainers/runtime-spec/blob/main/config.md).
-pub fn oci_config(spec: &Spec, rootfs: &Path) -> Value {
-    json!({"ociVersion": "1.0.2", "process": {"args": spec.argv}, "root": {"path": rootfs}})
+/// A spec that a bundle cannot express.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BundleError {
+    /// Content has no place in `config.json`.
+    #[error("the file for {target:?} has its content in the spec: write it to a file and bind-mount that for a bundle")]
+    FileMount {
+        /// Where it should be.
+        target: PathBuf,
+    },
+}
+
+/// `config.json` of a bundle whose root file system is mounted or unpacked at `rootfs`, by version 1.0.2 of the
+/// [OCI runtime specification](https://github.com/opencontainers/runtime-spec/blob/v1.0.2/config.md).
+pub fn oci_config(spec: &Spec, rootfs: &Path) -> Result<Value, BundleError> {
+    let capabilities = caps::names(spec.caps);
+    let (masked, read_only) = root::protected_paths();
+    let env: Vec<String> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": false,
+            "user": {
+                "uid": spec.user.uid,
+                "gid": spec.user.gid,
+                "additionalGids": spec.user.groups,
+                "umask": 0o022,
+            },
+            "args": spec.argv,
+            "env": env,
+            "cwd": spec.cwd,
+            "capabilities": {
+                "bounding": capabilities,
+                "effective": capabilities,
+                "permitted": capabilities,
+                "inheritable": [],
+                "ambient": [],
+            },
+            "rlimits": rlimits(spec),
+            "noNewPrivileges": true,
+        },
+        "root": { "path": rootfs, "readonly": matches!(spec.root, RootFs::ReadOnly { .. }) },
+        "hostname": spec.hostname,
+        "mounts": mounts(spec)?,
+        "linux": {
+            "namespaces": namespaces(spec),
+            "maskedPaths": masked,
+            "readonlyPaths": read_only,
+            "resources": resources(spec),
+            "seccomp": seccomp::oci_profile(),
+        },
+    }))
+}
+
+fn mounts(spec: &Spec) -> Result<Vec<Value>, BundleError> {
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| {
+        json!({ "destination": destination, "type": kind, "source": source, "options": options })
+    };
+    let shm = format!("size={}", spec.shm_size.0);
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "noexec", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+    ];
+    for extra in &spec.mounts {
+        mounts.push(match &extra.kind {
+            MountKind::Bind { source, access } => {
+                let access = match access {
+                    Access::ReadOnly => "ro",
+                    Access::ReadWrite => "rw",
+                };
+                let options = ["rbind", "nosuid", "nodev", "private", access];
+                json!({ "destination": extra.target, "type": "bind", "source": source, "options": options })
+            }
+            MountKind::Tmpfs { size, mode } => {
+                let (size, mode) = (format!("size={}", size.0), format!("mode={mode:o}"));
+                let options = ["nosuid", "nodev", &size, &mode];
+                json!({ "destination": extra.target, "type": "tmpfs", "source": "tmpfs", "options": options })
+            }
+            MountKind::File { .. } => return Err(BundleError::FileMount { target: extra.target.clone() }),
+        });
+    }
+    Ok(mounts)
+}
+
+fn namespaces(spec: &Spec) -> Vec<Value> {
+    let mut namespaces: Vec<Value> =
+        ["mount", "pid", "ipc", "uts", "cgroup"].iter().map(|kind| json!({ "type": kind })).collect();
+    match &spec.network {
+        Network::None => namespaces.push(json!({ "type": "network" })),
+        Network::Join(path) => namespaces.push(json!({ "type": "network", "path": path })),
+        Network::Host => {}
+    }
+    namespaces
+}
+
+fn resources(spec: &Spec) -> Value {
+    let mut resources = json!({
+        "devices": [{ "allow": false, "access": "rwm" }],
+        "pids": { "limit": spec.limits.pids.unwrap_or(DEFAULT_PIDS) },
+    });
+    if let Some(memory) = spec.limits.memory {
+        resources["memory"] = json!({ "limit": memory.0, "swap": memory.0 });
+    }
+    if let Some(millis) = spec.limits.cpu_millis {
+        resources["cpu"] = json!({ "quota": u64::from(millis) * 100, "period": 100_000 });
+    }
+    resources
+}
+
+fn rlimits(spec: &Spec) -> Vec<Value> {
+    let limit = |name: &str, soft: u64, hard: u64| json!({ "type": name, "soft": soft, "hard": hard });
+    let mut limits: Vec<Value> = spec
+        .rlimits
+        .iter()
+        .map(|l| {
+            let name = match l.resource {
+                Resource::Core => "RLIMIT_CORE",
+                Resource::OpenFiles => "RLIMIT_NOFILE",
+                Resource::FileSize => "RLIMIT_FSIZE",
+                Resource::Stack => "RLIMIT_STACK",
+                Resource::LockedMemory => "RLIMIT_MEMLOCK",
+            };
+            limit(name, l.soft.min(l.hard), l.hard)
+        })
+        .collect();
+    if !spec.rlimits.iter().any(|l| l.resource == Resource::Core) {
+        limits.push(limit("RLIMIT_CORE", 0, 0));
+    }
+    limits
 }

@@ -28,7 +28,7 @@ mod seccomp;
 mod spec;
 mod sys;
 
-pub use bundle::oci_config;
+pub use bundle::{BundleError, oci_config};
 pub use cgroup::{BoxName, ParentName};
 pub use error::{Errno, ExecError, SetupError, SpawnError, WaitError};
 pub use init::init_main;

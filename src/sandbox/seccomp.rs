@@ -156,7 +156,35 @@ fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code, jt, jf, k }
 }
 
-/// Names and numbers for a runtime's configuration: what is allowed without a look at arguments.
-pub(crate) fn allowed_names() -> &'static [&'static str] {
-    calls::NAMES
+/// The same rules in the words of the OCI runtime specification.
+pub(crate) fn oci_profile() -> serde_json::Value {
+    use serde_json::json;
+    let special = ["clone", "clone3", "socket", "personality", "ioctl"];
+    let names: Vec<&str> = calls::NAMES.iter().copied().filter(|n| !special.contains(n)).collect();
+    let allow = |names: &[&str], args: serde_json::Value| {
+        json!({ "names": names, "action": "SCMP_ACT_ALLOW", "args": args })
+    };
+    let not = |index: u32, values: &[u32]| -> serde_json::Value {
+        values.iter().map(|v| json!({ "index": index, "value": v, "op": "SCMP_CMP_NE" })).collect()
+    };
+    let mut rules = vec![
+        allow(&names, json!([])),
+        allow(
+            &["clone"],
+            json!([{ "index": 0, "value": NAMESPACE_FLAGS, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ" }]),
+        ),
+        json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS }),
+        allow(&["socket"], not(0, &REFUSED_FAMILIES)),
+        allow(&["ioctl"], not(1, &REFUSED_IOCTLS)),
+    ];
+    for value in PERSONALITIES {
+        rules.push(allow(&["personality"], json!([{ "index": 0, "value": value, "op": "SCMP_CMP_EQ" }])));
+    }
+    let architecture = if cfg!(target_arch = "x86_64") { "SCMP_ARCH_X86_64" } else { "SCMP_ARCH_AARCH64" };
+    json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": libc::EPERM,
+        "architectures": [architecture],
+        "syscalls": rules,
+    })
 }

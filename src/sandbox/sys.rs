@@ -9,7 +9,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -294,12 +294,6 @@ impl Vector {
         let pointers = texts.iter().map(|t| t.as_ptr()).chain([std::ptr::null()]).collect();
         Self { pointers, _texts: texts }
     }
-}
-
-/// Gives up ownership of a descriptor that the process keeps until it ends.
-pub(crate) fn leak(fd: OwnedFd) -> BorrowedFd<'static> {
-    // SAFETY: nobody closes it any more, so it stays open as long as the process lives.
-    unsafe { BorrowedFd::borrow_raw(fd.into_raw_fd()) }
 }
 
 /// fstatfs(2)'s type of the file system.

@@ -19,7 +19,7 @@ use nix::sys::resource::{Resource as Kind, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, umask};
-use nix::unistd::{Gid, Uid, fchown};
+use nix::unistd::{Uid, fchown};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;

@@ -1,0 +1,34 @@
+//! Real sandboxes, as root, over a busybox root on /dev/shm.
+//!
+//! This binary is its own init (`__init`), the owner that gets killed (`__owner`, `__loop`) and the program
+//! that tries forbidden system calls inside (`__probe`).
+
+mod death;
+mod files;
+mod fixture;
+mod hostile;
+mod isolation;
+mod limits;
+mod probe;
+mod process;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Test = (&'static str, fn() -> Result<(), Failed>);
+
+fn main() -> std::process::ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    match args.get(1).map(String::as_str) {
+        Some(keelway_sandbox::INIT_ARGUMENT) => keelway_sandbox::init_main(),
+        Some("__probe") => return probe::main(&args[2..]),
+        Some("__owner") => return death::owner(&args[2..]),
+        Some("__loop") => return death::many(&args[2..]),
+        _ => {}
+    }
+    let tests: Vec<Test> =
+        [process::TESTS, files::TESTS, hostile::TESTS, isolation::TESTS, limits::TESTS, death::TESTS].concat();
+    let trials = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    fixture::clean();
+    conclusion.exit_code()
+}
