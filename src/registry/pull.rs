@@ -95,8 +95,11 @@ impl Client {
                 wanted.push(layer);
             }
         }
-        stream::iter(wanted)
-            .map(|layer| session.layer(store, layer, &progress))
+        // Collected first: a closure over references inside the stream would make this future one that no
+        // multi-threaded runtime can spawn.
+        let transfers: Vec<_> =
+            wanted.into_iter().map(|layer| session.layer(store, layer, &progress)).collect();
+        stream::iter(transfers)
             .buffer_unordered(self.inner.settings.parallel.max(1))
             .try_collect::<()>()
             .await
@@ -118,7 +121,12 @@ pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send +
 }
 
 impl Session<'_> {
-    async fn image(&self, store: Option<&Store>, name: &ImageRef, platform: &Platform) -> Result<Resolved, Problem> {
+    async fn image(
+        &self,
+        store: Option<&Store>,
+        name: &ImageRef,
+        platform: &Platform,
+    ) -> Result<Resolved, Problem> {
         let top = match name.digest {
             Some(digest) => self.by_digest(store, &digest).await?,
             None => self.by_tag(store, name).await?,
@@ -139,10 +147,16 @@ impl Session<'_> {
         let Document::Manifest(manifest) = image.document else {
             return Err(Problem::BadDocument { document: "index", why: "lists an index as an image".into() });
         };
-        check::no_foreign(&manifest.layers)?;
         let config_bytes = self.config(store, &manifest.config).await?;
         let config = check::config(&config_bytes, &manifest, Some(platform))?;
-        Ok(Resolved { pinned, descriptor: image.descriptor, manifest_bytes: image.bytes, manifest, config_bytes, config })
+        Ok(Resolved {
+            pinned,
+            descriptor: image.descriptor,
+            manifest_bytes: image.bytes,
+            manifest,
+            config_bytes,
+            config,
+        })
     }
 
     async fn by_tag(&self, store: Option<&Store>, name: &ImageRef) -> Result<Read, Problem> {
@@ -150,7 +164,9 @@ impl Session<'_> {
         let rest = format!("manifests/{tag}");
         if let Some(store) = store {
             // One small question tells whether the store has it already.
-            let head = self.send_retrying("HEAD manifest", || Ok(manifest_request(Method::HEAD, self.url(&rest)))).await?;
+            let head = self
+                .send_retrying("HEAD manifest", || Ok(manifest_request(Method::HEAD, self.url(&rest))))
+                .await?;
             match head.status() {
                 StatusCode::OK => {
                     let digest = head.header("docker-content-digest").and_then(|d| d.parse::<Digest>().ok());
@@ -170,13 +186,22 @@ impl Session<'_> {
             let (store, digest) = (store.clone(), *digest);
             let bytes = on_disk(move || store.read_blob(&digest, MAX_MANIFEST)).await?;
             let (document, kind) = check::document(&bytes, None)?;
-            return Ok(Read { descriptor: Descriptor::new(kind, digest, bytes.len() as u64), bytes, document });
+            return Ok(Read {
+                descriptor: Descriptor::new(kind, digest, bytes.len() as u64),
+                bytes,
+                document,
+            });
         }
         self.document(store, &format!("manifests/{digest}"), Some(digest)).await
     }
 
     /// GET of a manifest or index, checked, and into the store where there is one.
-    async fn document(&self, store: Option<&Store>, rest: &str, expected: Option<&Digest>) -> Result<Read, Problem> {
+    async fn document(
+        &self,
+        store: Option<&Store>,
+        rest: &str,
+        expected: Option<&Digest>,
+    ) -> Result<Read, Problem> {
         let name = "GET manifest";
         let response = self.send_retrying(name, || Ok(manifest_request(Method::GET, self.url(rest)))).await?;
         if response.status() != StatusCode::OK {
@@ -225,7 +250,9 @@ impl Session<'_> {
             }
             match response.bytes(d.size).await.map_err(Problem::from) {
                 Ok(bytes) => break bytes,
-                Err(Problem::Http(keelway_http::HttpError::TooLong { .. })) => return Err(too_long("config", d)),
+                Err(Problem::Http(keelway_http::HttpError::TooLong { .. })) => {
+                    return Err(too_long("config", d));
+                }
                 Err(p) if may_pass(&p) && attempt < self.client.inner.settings.retries.attempts => {
                     self.client.wait_before_retry(attempt, None).await;
                     attempt += 1;
@@ -360,7 +387,11 @@ impl Sink {
             while let Some(piece) = incoming.blocking_recv() {
                 match piece {
                     Piece::Bytes(bytes) => writer.write_all(&bytes).map_err(|source| {
-                        Problem::Store(keelway_store::StoreError::Io { what: "write", path: "a layer".into(), source })
+                        Problem::Store(keelway_store::StoreError::Io {
+                            what: "write",
+                            path: "a layer".into(),
+                            source,
+                        })
                     })?,
                     Piece::Commit(digest, size) => {
                         return writer

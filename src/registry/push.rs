@@ -50,15 +50,17 @@ impl Session<'_> {
     ) -> Result<(), Problem> {
         let (from, digest) = (store.clone(), descriptor.digest);
         let bytes = on_disk(move || from.read_blob(&digest, MAX_MANIFEST)).await?;
-        let Ok((Document::Manifest(manifest), kind)) = check::document(&bytes, Some(&descriptor.media_type)) else {
-            return Err(Problem::NotAnImage(digest));
+        let (manifest, kind) = match check::document(&bytes, Some(&descriptor.media_type)) {
+            Ok((Document::Manifest(manifest), kind)) => (manifest, kind),
+            Err(foreign @ Problem::ForeignLayer { .. }) => return Err(foreign),
+            Ok((Document::Index(_), _)) | Err(_) => return Err(Problem::NotAnImage(digest)),
         };
-        check::no_foreign(&manifest.layers)?;
         let mut seen = BTreeSet::new();
         let blobs: Vec<&Descriptor> =
             manifest.layers.iter().chain([&manifest.config]).filter(|d| seen.insert(d.digest)).collect();
-        stream::iter(blobs)
-            .map(|d| self.blob_to(store, d, progress))
+        // Collected first, as in a pull.
+        let transfers: Vec<_> = blobs.into_iter().map(|d| self.blob_to(store, d, progress)).collect();
+        stream::iter(transfers)
             .buffer_unordered(self.client.inner.settings.parallel.max(1))
             .try_collect::<()>()
             .await?;
@@ -71,7 +73,13 @@ impl Session<'_> {
         self.attested(&by_digest, &digest).await
     }
 
-    async fn manifest_to(&self, name: &str, kind: &str, bytes: &[u8], digest: &Digest) -> Result<(), Problem> {
+    async fn manifest_to(
+        &self,
+        name: &str,
+        kind: &str,
+        bytes: &[u8],
+        digest: &Digest,
+    ) -> Result<(), Problem> {
         let what = "PUT manifest";
         let kind = HeaderValue::from_str(kind).map_err(|_| Problem::NotAnImage(*digest))?;
         let url = self.url(&format!("manifests/{name}"));
@@ -144,8 +152,7 @@ impl Session<'_> {
         let url = self.url("blobs/uploads/");
         let start = self
             .send(|| {
-                Ok(Request::post(url.clone())
-                    .header(header::CONTENT_LENGTH, HeaderValue::from_static("0")))
+                Ok(Request::post(url.clone()).header(header::CONTENT_LENGTH, HeaderValue::from_static("0")))
             })
             .await?;
         if start.status() != StatusCode::ACCEPTED {
@@ -234,9 +241,19 @@ impl Session<'_> {
     }
 
     /// The blob from an offset, read from disk as the connection takes it.
-    fn body_of(&self, store: &Store, d: &Descriptor, from: u64, progress: &ProgressFn) -> Result<Body, Problem> {
+    fn body_of(
+        &self,
+        store: &Store,
+        d: &Descriptor,
+        from: u64,
+        progress: &ProgressFn,
+    ) -> Result<Body, Problem> {
         let mut file = store.open_blob(&d.digest)?;
-        let io = |source| keelway_store::StoreError::Io { what: "read", path: format!("blob {}", d.digest).into(), source };
+        let io = |source| keelway_store::StoreError::Io {
+            what: "read",
+            path: format!("blob {}", d.digest).into(),
+            source,
+        };
         let size = file.metadata().map_err(io)?.len();
         if size != d.size {
             let found = format!("{size} in the store");
