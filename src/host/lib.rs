@@ -13,7 +13,10 @@
 
 pub mod balancer;
 mod files;
+mod keeper;
+mod network;
 mod process;
+mod record;
 pub mod settings;
 pub mod supervise;
 

@@ -247,9 +247,10 @@ fn common(settings: &mut Settings, name: &str, value: Value<'_>) -> Result<(), A
         }
         "--bridge" => {
             let text = value.text()?;
-            // 15 bytes is what the kernel allows for the name of an interface.
+            // 15 bytes is what the kernel allows for a name; the interfaces of replicas are the bridge's, `v`
+            // and a number.
             let fits = !text.is_empty()
-                && text.len() <= 15
+                && text.len() <= 9
                 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
                 && !text.starts_with('-');
             if !fits {
@@ -377,7 +378,7 @@ mod tests {
             &["--root"][..],
             &["--root", "relative"],
             &["--bridge", "a/b"],
-            &["--bridge", "0123456789abcdef"],
+            &["--bridge", "0123456789"],
             &["--subnet", "10.88.0.1/16"],
             &["--subnet", "10.88.0.0/33"],
             &["--ports", "65000+1000"],

@@ -40,6 +40,8 @@ pub enum Ask {
     },
     /// How are you?
     Report,
+    /// Finish what is in flight and end. Answered at once; the end is seen by the lock.
+    End,
 }
 
 /// What it answers.
@@ -124,20 +126,24 @@ pub struct Control {
     listen: SocketAddr,
     // One swap at a time, so that file and pool never differ.
     swapping: Mutex<()>,
+    end: tokio::sync::Notify,
 }
 
 impl Control {
     /// For a pool that is kept in `dir`.
     pub fn new(pool: Arc<Pool>, dir: PathBuf, settings: &BalancerSettings) -> Self {
-        Self { pool, dir, listen: settings.listen, swapping: Mutex::new(()) }
+        Self { pool, dir, listen: settings.listen, swapping: Mutex::new(()), end: tokio::sync::Notify::new() }
     }
 
-    /// Answers peers until the listener fails.
+    /// Answers peers until it is told to end.
     pub async fn run(self: Arc<Self>, listener: UnixListener) -> io::Result<()> {
         let room = Arc::new(Semaphore::new(MAX_CONTROL));
         loop {
             let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return Ok(()) };
-            let stream = wire::accept(&listener).await?;
+            let stream = tokio::select! {
+                stream = wire::accept(&listener) => stream?,
+                () = self.end.notified() => return Ok(()),
+            };
             let this = Arc::clone(&self);
             tokio::spawn(async move {
                 if let Err(error) = this.talk(stream).await {
@@ -151,8 +157,13 @@ impl Control {
     async fn talk(&self, mut stream: UnixStream) -> Result<(), frame::FrameError> {
         while let Ok(ask) = tokio::time::timeout(IDLE, frame::read(&mut stream)).await {
             let Some(ask) = ask? else { break };
+            let end = ask == Ask::End;
             let answer = self.answer(ask).await;
             frame::write(&mut stream, &answer).await?;
+            if end {
+                self.end.notify_one();
+                break;
+            }
         }
         Ok(())
     }
