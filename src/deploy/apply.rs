@@ -214,7 +214,13 @@ async fn deploy(
             return DeployEnd::early(ExitCode::Outside, "the journal cannot be read", vec![e.to_string()]);
         }
     }
-    let welcomes = match connect(links).await {
+    let connected = tokio::select! {
+        connected = connect(links) => connected,
+        true = asked_to_end(&mut cancel) => {
+            return DeployEnd::early(ExitCode::Cancelled, "interrupted before anything was changed", vec![]);
+        }
+    };
+    let welcomes = match connected {
         Ok(welcomes) => welcomes,
         Err(errors) => {
             let reasons = errors.iter().map(ToString::to_string).collect();

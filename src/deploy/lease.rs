@@ -106,7 +106,7 @@ pub fn decide(
 /// Gives a lease back: the changed state, or `None` where it is not this owner's at this epoch.
 pub fn release(state: &LeaseState, owner: &str, epoch: Epoch) -> Option<LeaseState> {
     let ours = state.holder.as_ref().is_some_and(|h| h.owner == owner && h.epoch == epoch);
-    ours.then(|| LeaseState { highest: state.highest, holder: None })
+    ours.then_some(LeaseState { highest: state.highest, holder: None })
 }
 
 /// Whether an order of this epoch may be done; the changed state, where there is one, is to be synced first. A host

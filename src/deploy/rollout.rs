@@ -333,10 +333,10 @@ impl Machine {
                 self.end(ExitCode::Cancelled, "interrupted before anything was changed")
             };
         }
-        if let Some((kind, reason)) = self.failure.take() {
-            if let Some(next) = self.fail(kind, reason) {
-                return next;
-            }
+        if let Some((kind, reason)) = self.failure.take()
+            && let Some(next) = self.fail(kind, reason)
+        {
+            return next;
         }
         if let Some(spot) = self.wants_log.take() {
             let order = Order::ReadLogs { app: self.goal.app.clone(), replica: spot.1, tail: 50 };

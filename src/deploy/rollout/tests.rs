@@ -57,7 +57,7 @@ impl<'a> Deployer<'a> {
                         if dies_here && self.kill.is_some_and(|(_, sent)| n >= sent) {
                             return Life::Killed;
                         }
-                        let fate = if step.kind.changes() || self.fates.len() % 3 == 0 {
+                        let fate = if step.kind.changes() || self.fates.len().is_multiple_of(3) {
                             self.fates.pop()
                         } else {
                             None
@@ -117,7 +117,7 @@ fn first_deploy_then_update_then_nothing_to_do() {
         .steps
         .iter()
         .filter(|s| matches!(s.kind, StepKind::Start | StepKind::Add | StepKind::Drain | StepKind::Stop))
-        .map(|s| (s.kind, format!("{}", s.host.as_deref().unwrap_or_default())))
+        .map(|s| (s.kind, s.host.clone().unwrap_or_default()))
         .collect();
     let kinds: Vec<StepKind> = order.iter().map(|o| o.0).collect();
     assert_eq!(kinds, [StepKind::Start, StepKind::Add, StepKind::Drain, StepKind::Stop].repeat(4));
