@@ -1,0 +1,101 @@
+//! The terminal: what is over scrolls up, below it one line for each node that runs.
+//!
+//! A live line is cut to the width of the terminal, never wrapped, so the block's height is its number of nodes
+//! and a redraw after a resize starts at the right row.
+
+use crate::render::story::{Said, Story};
+use crate::render::style::Style;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use keelway_model::{EventKind, EventSink, NodeId, RunEvent, SinkError};
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+/// The live form.
+pub(super) struct Live {
+    all: MultiProgress,
+    out: Box<dyn io::Write + Send>,
+    lines: BTreeMap<Vec<NodeId>, ProgressBar>,
+    story: Story,
+    template: ProgressStyle,
+}
+
+impl Live {
+    pub fn on_stderr(story: Story, style: &Style) -> Self {
+        Self::on(ProgressDrawTarget::stderr(), Box::new(io::stderr()), story, style)
+    }
+
+    /// `target` draws the live lines, `out` writes to the same terminal.
+    pub fn on(target: ProgressDrawTarget, out: Box<dyn io::Write + Send>, story: Story, style: &Style) -> Self {
+        let all = MultiProgress::with_draw_target(target);
+        Self { all, out, lines: BTreeMap::new(), story, template: template(style) }
+    }
+
+    /// Writes lines above the live ones. Not by indicatif's `println`, which fills lines up to the width with blanks: the
+    /// next resize would fold every one of them.
+    fn say(&mut self, lines: &[String]) -> Result<(), SinkError> {
+        let Self { all, out, .. } = self;
+        let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
+        match all.suspend(|| out.write_all(text.as_bytes()).and_then(|()| out.flush())) {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(SinkError { message: format!("cannot write to the terminal: {e}") }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds, changes or removes the line of the node an event is about.
+    fn draw(&mut self, event: &RunEvent) {
+        if matches!(event.kind, EventKind::Finished { .. }) {
+            if let Some(line) = self.lines.remove(&event.node) {
+                line.finish_and_clear();
+                self.all.remove(&line);
+            }
+            return;
+        }
+        let Some(node) = self.story.nodes.get(&event.node) else { return };
+        let shown = matches!(event.kind, EventKind::Started { .. } | EventKind::Waiting { .. });
+        if shown && !self.lines.contains_key(&event.node) {
+            // In order of the plan, a build's steps beneath their stage.
+            let place = self.lines.range(..event.node.clone()).count();
+            let line = self.all.insert(place, ProgressBar::new_spinner());
+            line.set_style(self.template.clone());
+            line.enable_steady_tick(Duration::from_millis(120));
+            self.lines.insert(event.node.clone(), line);
+        }
+        if let Some(line) = self.lines.get(&event.node) {
+            let indent = "  ".repeat(event.node.len().saturating_sub(1));
+            let now = if node.now.is_empty() { String::new() } else { format!(" | {}", node.now) };
+            line.set_message(format!("{indent}{}{now}", node.label));
+        }
+    }
+}
+
+fn template(style: &Style) -> ProgressStyle {
+    let text = if style.color() { "{spinner:.cyan} {elapsed:>4.dim} {wide_msg}" } else { "{spinner} {elapsed:>4} {wide_msg}" };
+    ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+impl EventSink for Live {
+    fn events(&mut self, batch: &[RunEvent]) -> Result<(), SinkError> {
+        for event in batch {
+            let said = self.story.tell(event);
+            self.draw(event);
+            if matches!(event.kind, EventKind::RunFinished { .. }) {
+                // Nothing runs any more, and nothing may draw over the last lines.
+                for line in std::mem::take(&mut self.lines).into_values() {
+                    line.finish_and_clear();
+                }
+            }
+            // A node that begins without a reason to tell is a live line; its end is for the record.
+            let record = !matches!(event.kind, EventKind::Started { .. });
+            let line = |said| match said {
+                Said::Line(line) if record || line.contains('(') => Some(line),
+                _ => None,
+            };
+            let lines: Vec<String> = said.into_iter().filter_map(line).collect();
+            if !lines.is_empty() {
+                self.say(&lines)?;
+            }
+        }
+        Ok(())
+    }
+}

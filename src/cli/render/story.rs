@@ -1,0 +1,226 @@
+//! A run as it is told: remembers what later lines need (names, times, last output) and puts events into words.
+//! Both text forms tell the same story; they differ in where output goes.
+
+use crate::render::Record;
+use crate::render::clean::{clean, clean_lines};
+use crate::render::style::{Paint, Style};
+use keelway_model::{
+    Bytes, EventKind, ExitCode, NodeId, Outcome, RunEvent, Timestamp, WaitReason, format_duration,
+};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// Lines of output that a failure shows.
+const TAIL: usize = 20;
+
+/// One thing to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Said {
+    /// A line for the record.
+    Line(String),
+    /// A line of a node's output.
+    Output { label: String, text: String },
+    /// Something that is true only now: shown by the live form alone.
+    Passing,
+}
+
+/// What is known of a node.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub label: String,
+    pub began: Option<Timestamp>,
+    /// What it does now: last line of output, progress, what it waits for.
+    pub now: String,
+    pub outcome: Option<Outcome>,
+    miss: Option<String>,
+    tail: VecDeque<String>,
+    millis: u64,
+}
+
+/// A run so far.
+#[derive(Debug)]
+pub(super) struct Story {
+    style: Style,
+    record: Record,
+    run: String,
+    pub nodes: BTreeMap<Vec<NodeId>, Told>,
+}
+
+impl Story {
+    pub fn new(style: Style, record: Record) -> Self {
+        Self { style, record, run: String::new(), nodes: BTreeMap::new() }
+    }
+
+    /// Takes an event in and says what there is to say.
+    pub fn tell(&mut self, event: &RunEvent) -> Vec<Said> {
+        let label = self.nodes.get(&event.node).map(|n| n.label.clone()).unwrap_or_default();
+        let style = self.style.clone();
+        let line = |paint, mark: &str, text: String| {
+            let name = if label.is_empty() { String::new() } else { format!("{label}: ") };
+            Said::Line(format!("{} {name}{text}", style.paint(paint, mark)))
+        };
+        match &event.kind {
+            EventKind::RunStarted { run, attempt, commit } => {
+                self.run = run.to_string();
+                let mut text = format!("run {run}");
+                if attempt.0 > 1 {
+                    text.push_str(&format!(", attempt {attempt}"));
+                }
+                if let Some(commit) = commit {
+                    text.push_str(&format!(", commit {commit}"));
+                }
+                vec![line(Paint::Plain, "-", format!("{text}, {}", event.at))]
+            }
+            EventKind::Planned { name, .. } => {
+                let told = Told {
+                    label: self.label(&event.node, name),
+                    began: None,
+                    now: String::new(),
+                    outcome: None,
+                    miss: None,
+                    tail: VecDeque::new(),
+                    millis: 0,
+                };
+                self.nodes.insert(event.node.clone(), told);
+                Vec::new()
+            }
+            EventKind::Waiting { reason } => {
+                let text = match reason {
+                    WaitReason::SameStepElsewhere => "waits for the same step, which runs elsewhere",
+                    WaitReason::Slots => "waits for a free place",
+                };
+                self.with(event, |n| n.now = text.into());
+                match reason {
+                    // It may take as long as that step does, so it is worth a line.
+                    WaitReason::SameStepElsewhere => vec![line(Paint::Dim, ".", text.into())],
+                    WaitReason::Slots => vec![Said::Passing],
+                }
+            }
+            EventKind::CacheMiss { reason, .. } => {
+                self.with(event, |n| n.miss = Some(reason.to_string()));
+                Vec::new()
+            }
+            EventKind::CacheHit { .. } => vec![line(Paint::Cyan, "=", "cached".into())],
+            EventKind::Started { .. } => {
+                let at = event.at;
+                let mut why = String::new();
+                self.with(event, |n| {
+                    n.began = Some(at);
+                    n.now.clear();
+                    why = n.miss.as_ref().map(|m| format!(" ({m})")).unwrap_or_default();
+                });
+                vec![line(Paint::Cyan, ">", format!("runs{why}"))]
+            }
+            EventKind::Log { text, .. } => {
+                let lines: Vec<String> = clean_lines(text).lines().map(str::to_owned).collect();
+                self.with(event, |n| {
+                    for text in &lines {
+                        if n.tail.len() == TAIL {
+                            n.tail.pop_front();
+                        }
+                        n.tail.push_back(text.clone());
+                    }
+                    n.now = lines.last().cloned().unwrap_or_default();
+                });
+                let short = short(&label);
+                lines.into_iter().map(|text| Said::Output { label: short.to_owned(), text }).collect()
+            }
+            EventKind::Progress { what, done, total } => {
+                let text = match total {
+                    Some(total) => format!("{} {} of {}", clean(what), Bytes(*done), Bytes(*total)),
+                    None => format!("{} {}", clean(what), Bytes(*done)),
+                };
+                self.with(event, |n| n.now = text);
+                vec![Said::Passing]
+            }
+            EventKind::Notice { text } => vec![line(Paint::Yellow, "!", clean(text))],
+            EventKind::Finished { outcome, millis, result, .. } => {
+                self.with(event, |n| {
+                    n.outcome = Some(outcome.clone());
+                    n.millis = *millis;
+                });
+                let took = format_duration(Duration::from_millis(*millis));
+                let result = result.as_ref().map(|r| format!(" -> {}", clean(r))).unwrap_or_default();
+                match outcome {
+                    Outcome::Succeeded => vec![line(Paint::Green, "+", format!("done in {took}{result}"))],
+                    // Said when it was found.
+                    Outcome::Cached => Vec::new(),
+                    Outcome::Skipped { reason } => vec![line(Paint::Dim, "-", format!("skipped: {}", clean(&reason.to_string())))],
+                    Outcome::Failed { message, .. } => vec![line(Paint::Red, "x", format!("failed after {took}: {}", clean(message)))],
+                    Outcome::Cancelled => vec![line(Paint::Yellow, "x", format!("cancelled after {took}"))],
+                }
+            }
+            EventKind::RunFinished { outcome, millis } => {
+                let mut said = self.failures();
+                said.push(Said::Line(self.end(outcome, *millis)));
+                said
+            }
+        }
+    }
+
+    /// The one line that says how a run ended.
+    pub fn end(&self, outcome: &Outcome, millis: u64) -> String {
+        let took = format_duration(Duration::from_millis(millis));
+        let count = |wanted: fn(&Outcome) -> bool| self.nodes.values().filter_map(|n| n.outcome.as_ref()).filter(|o| wanted(o)).count();
+        let cached = match count(|o| *o == Outcome::Cached) {
+            0 => String::new(),
+            n => format!(", {n} cached"),
+        };
+        let run = &self.run;
+        match outcome {
+            Outcome::Failed { exit, message } => {
+                let meaning = ExitCode::from_code(*exit).map_or("", ExitCode::meaning);
+                let text = format!("failed after {took}, exit code {exit} ({meaning}): {}", clean(message));
+                format!("{} run {run} {text}", self.style.paint(Paint::Red, "x"))
+            }
+            Outcome::Cancelled => format!("{} run {run} was cancelled after {took}", self.style.paint(Paint::Yellow, "x")),
+            _ => format!("{} run {run} done in {took}{cached}", self.style.paint(Paint::Green, "+")),
+        }
+    }
+
+    /// What failed, with the last lines of its output: the innermost nodes, since a stage fails with its step.
+    fn failures(&self) -> Vec<Said> {
+        let failed = |n: &Told| matches!(n.outcome, Some(Outcome::Failed { .. }));
+        let mut said = Vec::new();
+        for (path, node) in self.nodes.iter().filter(|(_, n)| failed(n)) {
+            let inner = |other: &Vec<NodeId>| other.len() > path.len() && other.starts_with(path);
+            if self.nodes.iter().any(|(other, n)| inner(other) && failed(n)) {
+                continue;
+            }
+            let Some(Outcome::Failed { message, .. }) = &node.outcome else { continue };
+            let took = format_duration(Duration::from_millis(node.millis));
+            said.push(Said::Line(String::new()));
+            said.push(Said::Line(format!("{} {} failed after {took}", self.style.paint(Paint::Red, "x"), node.label)));
+            said.extend(node.tail.iter().map(|text| Said::Line(format!("  {} {text}", self.style.paint(Paint::Dim, "|")))));
+            said.extend(clean_lines(message).lines().map(|text| Said::Line(format!("  {text}"))));
+            let stage = self.nodes.get(&path[..1]).map(|n| n.label.as_str());
+            if let (Record::Kept, Some(stage)) = (self.record, stage) {
+                said.push(Said::Line(format!("  the whole log: keelway runs logs {} {stage}", self.run)));
+            }
+        }
+        if !said.is_empty() {
+            said.push(Said::Line(String::new()));
+        }
+        said
+    }
+
+    /// `image [app 3/7] RUN make`: the names on the way to a node.
+    fn label(&self, path: &[NodeId], name: &str) -> String {
+        let parent = (!path.is_empty()).then(|| &path[..path.len() - 1]).and_then(|p| self.nodes.get(p));
+        match parent {
+            Some(parent) => format!("{} {}", parent.label, clean(name)),
+            None => clean(name),
+        }
+    }
+
+    fn with(&mut self, event: &RunEvent, change: impl FnOnce(&mut Told)) {
+        if let Some(node) = self.nodes.get_mut(&event.node) {
+            change(node);
+        }
+    }
+}
+
+/// `image [app 3/7]` of `image [app 3/7] RUN make`: enough before each line of output.
+fn short(label: &str) -> &str {
+    label.find(']').map_or(label, |end| &label[..=end])
+}
