@@ -24,3 +24,8 @@ pub use glob::Glob;
 pub use ignore::{Coverage, Ignore, IgnoreError, ignore_file_candidates};
 pub use lexer::{MAX_ERRORS, MAX_FILE, MAX_LINE};
 pub use parser::{parse, parse_trigger};
+
+/// Whether the whole text opens one heredoc (`<<EOF`) and nothing else.
+pub fn is_heredoc(text: &str) -> bool {
+    words::heredoc(text.trim()).is_some()
+}

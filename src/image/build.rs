@@ -1,9 +1,23 @@
 //! A Dockerfile and its options, checked, on the way to a plan.
+//!
+//! A stage stands on a base (scratch, an earlier stage, an image) and copies from others; only what the
+//! target reaches is looked at. Triggers (`ONBUILD`) of a base come first in the stage that stands on it,
+//! and may reach further stages and images: so what a build needs is a walk that is repeated whenever
+//! another base is pinned.
 
-use keelway_dockerfile::Dockerfile;
+use keelway_dockerfile::{Dockerfile, Instruction, Kind, Stage, Word, expand, parse_trigger};
 use keelway_model::oci::{Descriptor, ImageConfig};
-use keelway_model::{Diagnostics, ImageRef, Limits, Plan, Platform};
-use std::collections::BTreeMap;
+use keelway_model::{Diagnostic, Diagnostics, ImageRef, Limits, Plan, Platform, SourceText, Span};
+use std::collections::{BTreeMap, BTreeSet};
+
+mod metadata;
+mod refuse;
+mod scope;
+mod stage;
+#[cfg(test)]
+mod tests;
+
+use scope::Globals;
 
 /// What the command line or the stage says about a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,32 +46,297 @@ pub struct PinnedBase {
 /// The pinned images of a build, by the reference that the Dockerfile gives after expansion.
 pub type Bases = BTreeMap<ImageRef, PinnedBase>;
 
+/// What a stage stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum From {
+    Scratch,
+    Stage(usize),
+    Image(ImageRef),
+}
+
+/// An instruction and the text its spans point into.
+#[derive(Debug, Clone)]
+struct Located {
+    file: String,
+    instruction: Instruction,
+}
+
+impl Located {
+    fn error(&self, code: &str, span: Span, message: impl Into<String>) -> Diagnostic {
+        Diagnostic::error(code, &self.file, span, message)
+    }
+}
+
+/// What the target reaches, as far as the pinned bases tell.
+#[derive(Debug, Default)]
+struct Reached {
+    /// Stages by index, with their instructions, those of triggers first.
+    stages: BTreeMap<usize, (From, Vec<Located>)>,
+    /// All images, pinned or not.
+    images: BTreeSet<ImageRef>,
+}
+
 /// A build that can be planned.
 #[derive(Debug, Clone)]
 pub struct Build {
     dockerfile: Dockerfile,
     options: BuildOptions,
+    globals: Globals,
+    target: usize,
+    warnings: Diagnostics,
 }
 
 impl Build {
-    /// Checks the target, the stage graph and that everything the target needs can be executed.
-    /// The result holds the warnings.
+    /// Checks the target, the stage graph and that everything the target needs can be executed; what is
+    /// not supported yet is refused here, by line and name, and (for triggers of bases) in [`Build::bases`].
     pub fn new(dockerfile: Dockerfile, options: BuildOptions) -> Result<Self, Diagnostics> {
-        Ok(Self { dockerfile, options })
+        let mut found = Diagnostics::of(dockerfile.source.clone());
+        let target = target(&dockerfile, options.target.as_deref()).map_err(|d| one(&dockerfile, d))?;
+        let globals = Globals::new(&dockerfile, &options, target, &mut found);
+        if found.has_errors() {
+            return Err(found);
+        }
+        found.items.splice(0..0, dockerfile.warnings.items.iter().cloned());
+        let build = Self { dockerfile, options, globals, target, warnings: found };
+        let reached = build.walk(&Bases::new())?;
+        let mut build = build;
+        build.warn(&reached);
+        Ok(build)
     }
+
     /// What is worth knowing and stops nothing.
     pub fn warnings(&self) -> &Diagnostics {
-        &self.dockerfile.warnings
+        &self.warnings
     }
+
     /// The images that must still be pinned, given those that are. Call it until it gives none: a trigger
     /// (`ONBUILD COPY --from=`) of a pinned base may need another.
     pub fn bases(&self, pinned: &Bases) -> Result<Vec<ImageRef>, Diagnostics> {
-        let _ = (pinned, &self.options);
-        todo!()
+        Ok(self.walk(pinned)?.images.into_iter().filter(|i| !pinned.contains_key(i)).collect())
     }
+
     /// The plan, once [`Build::bases`] gives none. Its result is an `Assemble` node.
     pub fn lower(&self, pinned: &Bases) -> Result<Plan, Diagnostics> {
-        let _ = pinned;
-        todo!()
+        let reached = self.walk(pinned)?;
+        stage::lower(self, pinned, &reached)
+    }
+
+    /// Everything the target reaches. Stages need lower ones only, so one pass from the target down does.
+    fn walk(&self, pinned: &Bases) -> Result<Reached, Diagnostics> {
+        let mut found = Diagnostics::of(self.dockerfile.source.clone());
+        let mut reached = Reached::default();
+        let mut wanted = BTreeSet::from([self.target]);
+        while let Some(index) = wanted.pop_last() {
+            let stage = &self.dockerfile.stages[index];
+            let from = match self.base_of(index, stage) {
+                Ok(from) => from,
+                Err(d) => {
+                    found.push(d);
+                    continue;
+                }
+            };
+            let mut instructions = self.triggers(&from, pinned, &mut found);
+            let own = |i: &Instruction| Located {
+                file: self.dockerfile.source.name.clone(),
+                instruction: i.clone(),
+            };
+            instructions.extend(stage.instructions.iter().map(own));
+            match &from {
+                From::Scratch => {}
+                From::Stage(below) => _ = wanted.insert(*below),
+                From::Image(image) => _ = reached.images.insert(image.clone()),
+            }
+            for located in &instructions {
+                refuse::unsupported(located, &mut found);
+                let Some(from) = copies_from(&located.instruction) else { continue };
+                match self.source_of(index, from) {
+                    Ok(From::Scratch) => {}
+                    Ok(From::Stage(other)) => _ = wanted.insert(other),
+                    Ok(From::Image(image)) => _ = reached.images.insert(image),
+                    Err(message) => found.push(located.error("D0203", from.span, message)),
+                }
+            }
+            reached.stages.insert(index, (from, instructions));
+        }
+        if found.has_errors() { Err(found) } else { Ok(reached) }
+    }
+
+    /// What `FROM` names.
+    fn base_of(&self, index: usize, stage: &Stage) -> Result<From, Diagnostic> {
+        let file = &self.dockerfile.source.name;
+        let value = |word: &Word| {
+            expand(&word.text, &self.globals.values, self.dockerfile.escape)
+                .map_err(|e| Diagnostic::error("D0204", file, word.span, e.to_string()))
+        };
+        if let Some(platform) = &stage.platform {
+            let text = value(platform)?;
+            let wanted: Platform =
+                text.parse().map_err(|e: keelway_model::platform::PlatformParseError| {
+                    Diagnostic::error("D0205", file, platform.span, e.to_string())
+                })?;
+            if !self.options.platform.accepts(&wanted) {
+                let message = format!(
+                    "FROM --platform={wanted} is not supported yet: this build is for {}",
+                    self.options.platform
+                );
+                return Err(Diagnostic::error("D0201", file, platform.span, message));
+            }
+        }
+        let name = value(&stage.base)?;
+        if name.is_empty() {
+            let d =
+                Diagnostic::error("D0204", file, stage.base.span, format!("{:?} is empty", stage.base.text));
+            return Err(d.hint("an ARG before the first FROM gives it a default; --build-arg a value"));
+        }
+        if name == "scratch" {
+            return Ok(From::Scratch);
+        }
+        if let Some(below) = self.stage_named(&name, index) {
+            return Ok(From::Stage(below));
+        }
+        let image = name.parse().map_err(|e: keelway_model::reference::ReferenceError| {
+            let d = Diagnostic::error("D0205", file, stage.base.span, e.to_string());
+            match self.stage_named(&name, usize::MAX) {
+                Some(_) => d.hint(format!("the stage {name} must be defined before this one")),
+                None => d,
+            }
+        })?;
+        Ok(From::Image(image))
+    }
+
+    /// What `--from` names, in the stage `index`.
+    fn source_of(&self, index: usize, from: &Word) -> Result<From, String> {
+        let name = from.text.as_str();
+        if let Ok(number) = name.parse::<usize>() {
+            return match number {
+                n if n < index => Ok(From::Stage(n)),
+                n => Err(format!("there is no stage {n} before this one (the first is 0)")),
+            };
+        }
+        if let Some(other) = self.stage_named(name, index) {
+            return Ok(From::Stage(other));
+        }
+        if self.stage_named(name, usize::MAX).is_some() {
+            return Err(format!("the stage {name:?} must be defined before current stage: move it up"));
+        }
+        if name == "scratch" {
+            return Ok(From::Scratch);
+        }
+        name.parse().map(From::Image).map_err(|e: keelway_model::reference::ReferenceError| e.to_string())
+    }
+
+    /// The last stage of this name before `limit`.
+    fn stage_named(&self, name: &str, limit: usize) -> Option<usize> {
+        let name = name.to_lowercase();
+        let before = &self.dockerfile.stages[..limit.min(self.dockerfile.stages.len())];
+        before.iter().rposition(|s| s.name.as_ref().is_some_and(|n| n.text == name))
+    }
+
+    /// The triggers that a base brings, parsed.
+    fn triggers(&self, from: &From, pinned: &Bases, found: &mut Diagnostics) -> Vec<Located> {
+        match from {
+            From::Scratch => Vec::new(),
+            From::Stage(below) => {
+                let trigger = |i: &Instruction| match &i.kind {
+                    Kind::Onbuild(t) => Some(Located {
+                        file: self.dockerfile.source.name.clone(),
+                        instruction: (*t.instruction).clone(),
+                    }),
+                    _ => None,
+                };
+                self.dockerfile.stages[*below].instructions.iter().filter_map(trigger).collect()
+            }
+            From::Image(image) => {
+                let texts = pinned.get(image).map(|p| &p.config.config.on_build[..]).unwrap_or_default();
+                let mut out = Vec::new();
+                for (i, text) in texts.iter().enumerate() {
+                    let source = SourceText::new(format!("ONBUILD {} of {image}", i + 1), text.clone());
+                    let file = source.name.clone();
+                    match parse_trigger(&source) {
+                        Ok(instruction) => out.push(Located { file, instruction }),
+                        Err(errors) => found.merge(errors),
+                    }
+                    if !found.sources.iter().any(|s| s.name == source.name) {
+                        found.sources.push(source);
+                    }
+                }
+                out
+            }
+        }
+    }
+
+    /// Unused build arguments, and names that look like secrets.
+    fn warn(&mut self, reached: &Reached) {
+        for located in reached.stages.values().flat_map(|(_, i)| i) {
+            let (what, names): (_, Vec<&Word>) = match &located.instruction.kind {
+                Kind::Arg(arguments) => ("ARG", arguments.iter().map(|a| &a.name).collect()),
+                Kind::Env(pairs) => ("ENV", pairs.iter().map(|(name, _)| name).collect()),
+                _ => continue,
+            };
+            for name in names.into_iter().filter(|n| metadata::looks_secret(&n.text)) {
+                let message = format!(
+                    "{what} {} looks like a secret: everyone who has the image can read it",
+                    name.text
+                );
+                self.warnings.items.push(Diagnostic::warning("D0211", &located.file, name.span, message));
+            }
+        }
+        let mut declared: BTreeSet<&str> = BTreeSet::new();
+        let instructions = reached.stages.values().flat_map(|(_, i)| i).map(|l| &l.instruction);
+        for i in instructions.chain(&self.dockerfile.globals) {
+            if let Kind::Arg(arguments) = &i.kind {
+                declared.extend(arguments.iter().map(|a| a.name.text.as_str()));
+            }
+        }
+        for name in self.options.args.keys() {
+            if !declared.contains(name.as_str()) && !scope::is_proxy(name) && !scope::is_builtin(name) {
+                let message =
+                    format!("the build argument {name} is not declared by any ARG that the target needs");
+                self.warnings.items.push(Diagnostic::warning(
+                    "D0210",
+                    &self.dockerfile.source.name,
+                    Span::default(),
+                    message,
+                ));
+            }
+        }
+    }
+}
+
+fn one(file: &Dockerfile, d: Diagnostic) -> Diagnostics {
+    let mut out = Diagnostics::of(file.source.clone());
+    out.push(d);
+    out
+}
+
+/// The stage that `--target` names, by name or index.
+fn target(file: &Dockerfile, target: Option<&str>) -> Result<usize, Diagnostic> {
+    let last = file.stages.len().saturating_sub(1);
+    let Some(wanted) = target else { return Ok(last) };
+    let name = wanted.to_lowercase();
+    let by_name = file.stages.iter().rposition(|s| s.name.as_ref().is_some_and(|n| n.text == name));
+    if let Some(found) = by_name.or_else(|| wanted.parse().ok().filter(|n| *n <= last)) {
+        return Ok(found);
+    }
+    let names: Vec<&str> =
+        file.stages.iter().filter_map(|s| s.name.as_ref()).map(|n| n.text.as_str()).collect();
+    let d = Diagnostic::error(
+        "D0202",
+        &file.source.name,
+        Span::default(),
+        format!("there is no stage {wanted:?} to build"),
+    );
+    Err(if names.is_empty() {
+        d.hint("no stage has a name: leave --target out")
+    } else {
+        d.hint(format!("the stages are {}", names.join(", ")))
+    })
+}
+
+/// The `--from` of a copy.
+fn copies_from(i: &Instruction) -> Option<&Word> {
+    match &i.kind {
+        Kind::Copy(t) | Kind::Add(t) => t.from.as_ref(),
+        _ => None,
     }
 }

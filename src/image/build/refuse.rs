@@ -1,0 +1,67 @@
+//! What is valid in a Dockerfile and not executed yet: refused before anything runs, by line and name.
+
+use super::Located;
+use keelway_dockerfile::{Kind, MountKind, Run, Transfer};
+use keelway_model::{Diagnostics, Span};
+
+/// Puts an error for each thing in the instruction that cannot be executed.
+pub(super) fn unsupported(located: &Located, found: &mut Diagnostics) {
+    let mut no = |span: Span, what: String| {
+        found.push(located.error("D0201", span, format!("{what} is not supported yet")));
+    };
+    match &located.instruction.kind {
+        Kind::Run(run) => run_flags(run, &mut no),
+        Kind::Copy(t) => transfer_flags("COPY", t, &mut no),
+        Kind::Add(t) => transfer_flags("ADD", t, &mut no),
+        // The trigger does not run here; the stage that stands on this one refuses it.
+        _ => {}
+    }
+}
+
+fn run_flags(run: &Run, no: &mut dyn FnMut(Span, String)) {
+    for mount in &run.mounts {
+        let kind = match mount.kind {
+            MountKind::Bind => "bind",
+            MountKind::Cache => "cache",
+            MountKind::Tmpfs => "tmpfs",
+            MountKind::Secret => "secret",
+            MountKind::Ssh => "ssh",
+        };
+        no(mount.span, format!("RUN --mount=type={kind}"));
+    }
+    if let Some(network) = run.network.as_ref().filter(|n| !matches!(n.text.as_str(), "default" | "none")) {
+        no(network.span, format!("RUN --network={}", network.text));
+    }
+    if let Some(security) = run.security.as_ref().filter(|s| s.text != "sandbox") {
+        no(security.span, format!("RUN --security={}", security.text));
+    }
+    for device in &run.devices {
+        no(device.span, "RUN --device".to_owned());
+    }
+}
+
+fn transfer_flags(name: &str, t: &Transfer, no: &mut dyn FnMut(Span, String)) {
+    let flags = [("link", t.link), ("parents", t.parents), ("keep-git-dir", t.keep_git_dir)];
+    for (flag, span) in flags.into_iter().filter_map(|(f, s)| Some((f, s?))) {
+        no(span, format!("{name} --{flag}"));
+    }
+    if let Some(checksum) = &t.checksum {
+        no(checksum.span, format!("{name} --checksum"));
+    }
+    if let Some(exclude) = t.exclude.first() {
+        no(exclude.span, format!("{name} --exclude"));
+    }
+    if name == "ADD" {
+        for source in t.sources.iter().filter(|s| is_address(&s.text)) {
+            no(source.span, format!("ADD of the address {:?}", source.text));
+        }
+    }
+}
+
+/// A URL or a git address rather than a path.
+pub(super) fn is_address(source: &str) -> bool {
+    let scheme = source.split_once("://").map_or("", |(s, _)| s);
+    let is_url = !scheme.is_empty()
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
+    is_url || source.starts_with("git@")
+}

@@ -1,0 +1,626 @@
+//! Stages to plan nodes: one pass over the instructions of each stage that the target reaches.
+//!
+//! An instruction sees one frozen view of the environment: `ENV a=1 b=$a` gives b the old a. The environment
+//! of steps holds ENV and visible ARG values; only ENV goes into the image's config. History is worded as
+//! BuildKit words it, without its `# buildkit` mark.
+
+use super::metadata::{is_signal, ports};
+use super::refuse::is_address;
+use super::scope::is_proxy;
+use super::{Bases, Build, From, Located, Reached};
+use crate::user;
+use keelway_dockerfile::{
+    Argument, Command, Health, Kind, Run, Transfer, Word, expand, expand_heredoc, expand_words,
+};
+use keelway_model::oci::{Descriptor, Healthcheck, History, ImageConfig};
+use keelway_model::plan::{AssembleOp, BaseOp, CopyFrom, CopyOp, ExecOp, MkdirOp, Network, Unpack, UserSpec};
+use keelway_model::{Diagnostic, Diagnostics, Digest, Hasher, ImageRef, NodeId, Op, Plan};
+use std::collections::BTreeMap;
+
+/// PATH of steps whose image sets none, and of images from scratch.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where heredoc scripts with a `#!` line lie while they run.
+const SCRIPTS: &str = "/dev/pipes/";
+
+/// Lowers everything the target reaches, in the order of the file.
+pub(super) fn lower(build: &Build, pinned: &Bases, reached: &Reached) -> Result<Plan, Diagnostics> {
+    let mut lower = Lower {
+        build,
+        pinned,
+        plan: Plan::default(),
+        found: Diagnostics::of(build.dockerfile.source.clone()),
+        bases: BTreeMap::new(),
+        done: BTreeMap::new(),
+    };
+    for (&index, (from, instructions)) in &reached.stages {
+        lower.stage(index, from, instructions);
+    }
+    let Lower { mut plan, found, mut done, .. } = lower;
+    match done.remove(&build.target) {
+        Some(end) if !found.has_errors() => {
+            let op = AssembleOp { config: Box::new(end.config), base: end.root, history: end.history };
+            let node = plan.add("image", vec![end.chain], Op::Assemble(op));
+            plan.result = Some(node);
+            Ok(plan)
+        }
+        _ => Err(found),
+    }
+}
+
+/// A stage as it grows.
+#[derive(Clone)]
+struct State {
+    config: ImageConfig,
+    /// What steps see: ENV and ARG, in order of first appearance.
+    env: Vec<(String, String)>,
+    /// Declared arguments, for the history of RUN.
+    args: Vec<(String, String)>,
+    chain: NodeId,
+    root: Option<Descriptor>,
+    history: Vec<History>,
+    /// Whether this stage has set CMD.
+    cmd_set: bool,
+}
+
+struct Lower<'a> {
+    build: &'a Build,
+    pinned: &'a Bases,
+    plan: Plan,
+    found: Diagnostics,
+    bases: BTreeMap<Option<ImageRef>, NodeId>,
+    done: BTreeMap<usize, State>,
+}
+
+/// One instruction on its way: what names it, for people and across builds.
+struct Step<'a> {
+    located: &'a Located,
+    stage: usize,
+    /// Place among all instructions of the stage.
+    position: usize,
+    /// `[app 3/7] RUN make`
+    name: String,
+}
+
+impl Step<'_> {
+    fn error(&self, code: &str, word: &Word, message: impl Into<String>) -> Diagnostic {
+        self.located.error(code, word.span, message)
+    }
+    fn refuse(&self, message: impl Into<String>) -> Diagnostic {
+        self.located.error("D0206", self.located.instruction.span, message)
+    }
+}
+
+/// A step, or why it cannot be planned.
+type Planned<T> = Result<T, Diagnostic>;
+
+impl Lower<'_> {
+    fn stage(&mut self, index: usize, from: &From, instructions: &[Located]) {
+        let layers = |k: &Kind| matches!(k, Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_));
+        let total = 1 + instructions.iter().filter(|l| layers(&l.instruction.kind)).count();
+        let stages = &self.build.dockerfile.stages;
+        let label = match &stages[index].name {
+            Some(name) => format!("{} ", name.text),
+            None if stages.len() > 1 => format!("stage-{index} "),
+            None => String::new(),
+        };
+        let mut state = match from {
+            From::Stage(below) => {
+                let Some(state) = self.done.get(below) else { return };
+                State { cmd_set: false, ..state.clone() }
+            }
+            From::Scratch => self.base(None, format!("[{label}1/{total}] FROM scratch")),
+            From::Image(image) => self.base(Some(image), format!("[{label}1/{total}] FROM {image}")),
+        };
+        state.config.config.on_build.clear();
+        let mut number = 1;
+        for (position, located) in instructions.iter().enumerate() {
+            number += usize::from(layers(&located.instruction.kind));
+            let name = format!("[{label}{number}/{total}] {}", shown(&located.instruction.text));
+            let step = Step { located, stage: index, position, name };
+            if let Err(d) = self.instruction(&mut state, &step) {
+                self.found.push(d);
+            }
+        }
+        self.done.insert(index, state);
+    }
+
+    /// The state right after `FROM` an image or scratch.
+    fn base(&mut self, image: Option<&ImageRef>, name: String) -> State {
+        let chain = self.base_node(image, name);
+        let (config, root) = match image.and_then(|i| self.pinned.get(i)) {
+            Some(pinned) => {
+                let mut config = pinned.config.clone();
+                // What old Docker versions leave there speaks of another image.
+                for stale in ["container", "container_config", "docker_version", "id", "parent", "throwaway"]
+                {
+                    config.extra.remove(stale);
+                }
+                (config, Some(pinned.descriptor.clone()))
+            }
+            None => {
+                let mut config = ImageConfig::scratch(self.build.options.platform.clone());
+                config.config.env = vec![format!("PATH={DEFAULT_PATH}")];
+                config.config.working_dir = Some("/".to_owned());
+                (config, None)
+            }
+        };
+        let pair = |e: &String| {
+            e.split_once('=').map_or((e.clone(), String::new()), |(k, v)| (k.to_owned(), v.to_owned()))
+        };
+        let env = config.config.env.iter().map(pair).collect();
+        State { config, env, args: Vec::new(), chain, root, history: Vec::new(), cmd_set: false }
+    }
+
+    /// The node of an image's layers; one for all who use it.
+    fn base_node(&mut self, image: Option<&ImageRef>, name: String) -> NodeId {
+        let key = image.cloned();
+        if let Some(node) = self.bases.get(&key) {
+            return *node;
+        }
+        let pinned = image.and_then(|i| self.pinned.get(i));
+        if let (Some(image), None) = (image, pinned) {
+            let message = format!("the image {image} was not pinned before planning");
+            self.found.push(Diagnostic::error(
+                "D0207",
+                &self.build.dockerfile.source.name,
+                Default::default(),
+                message,
+            ));
+        }
+        let scratch = || ImageConfig::scratch(self.build.options.platform.clone());
+        let op = BaseOp {
+            reference: key.clone(),
+            manifest: pinned.map(|p| p.descriptor.clone()),
+            config: Box::new(pinned.map_or_else(scratch, |p| p.config.clone())),
+        };
+        let node = self.plan.add(name, Vec::new(), Op::Base(op));
+        self.bases.insert(key, node);
+        node
+    }
+
+    fn identity(&self, step: &Step<'_>, part: u8) -> Digest {
+        let stage = match &self.build.dockerfile.stages[step.stage].name {
+            Some(name) => name.text.clone(),
+            None => step.stage.to_string(),
+        };
+        let mut h = Hasher::new();
+        h.field(b"keelway step").field(self.build.dockerfile.source.name.as_bytes()).field(stage.as_bytes());
+        h.field(&(step.position as u64).to_le_bytes()).field(&[part]);
+        h.finish()
+    }
+
+    fn value(&self, state: &State, step: &Step<'_>, word: &Word) -> Planned<String> {
+        expand(&word.text, &state.env, self.build.dockerfile.escape)
+            .map_err(|e| step.error("D0204", word, e.to_string()))
+    }
+
+    fn instruction(&mut self, state: &mut State, step: &Step<'_>) -> Planned<()> {
+        let kind = &step.located.instruction.kind;
+        match kind {
+            Kind::Run(run) => return self.run(state, step, run),
+            Kind::Copy(t) => return self.transfer(state, step, t, Unpack::Never),
+            Kind::Add(t) => {
+                let unpack =
+                    if t.unpack.is_some_and(|(on, _)| !on) { Unpack::Never } else { Unpack::Archives };
+                return self.transfer(state, step, t, unpack);
+            }
+            Kind::Workdir(path) => return self.workdir(state, step, path),
+            Kind::Arg(arguments) => return self.arguments(state, step, arguments),
+            _ => {}
+        }
+        let created_by = match kind {
+            Kind::Env(pairs) => {
+                let frozen = state.clone();
+                let mut said = Vec::new();
+                for (name, value) in pairs {
+                    let (key, text) = (self.value(&frozen, step, name)?, self.value(&frozen, step, value)?);
+                    if key.is_empty() || key.contains(['=', '\0']) {
+                        return Err(step.error(
+                            "D0204",
+                            name,
+                            format!("{key:?} cannot be the name of a variable"),
+                        ));
+                    }
+                    set(&mut state.env, &key, &text);
+                    let entry = format!("{key}={text}");
+                    let env = &mut state.config.config.env;
+                    match env.iter_mut().find(|e| e.split_once('=').map_or(e.as_str(), |(k, _)| k) == key) {
+                        Some(old) => old.clone_from(&entry),
+                        None => env.push(entry.clone()),
+                    }
+                    said.push(entry);
+                }
+                format!("ENV {}", said.join(" "))
+            }
+            Kind::Label(pairs) => {
+                let mut said = Vec::new();
+                for (name, value) in pairs {
+                    let (key, text) = (self.value(state, step, name)?, self.value(state, step, value)?);
+                    said.push(format!("{key}={text}"));
+                    state.config.config.labels.insert(key, text);
+                }
+                format!("LABEL {}", said.join(" "))
+            }
+            Kind::Expose(words) => {
+                let mut said = Vec::new();
+                for word in words {
+                    let several = expand_words(&word.text, &state.env, self.build.dockerfile.escape)
+                        .map_err(|e| step.error("D0204", word, e.to_string()))?;
+                    for port in several {
+                        said.extend(ports(&port).map_err(|e| step.error("D0206", word, e))?);
+                    }
+                }
+                state.config.config.exposed_ports.extend(said.iter().map(|p| (p.clone(), BTreeMap::new())));
+                format!("EXPOSE [{}]", said.join(" "))
+            }
+            Kind::Volume(words) => {
+                let values = words.iter().map(|w| self.value(state, step, w)).collect::<Planned<Vec<_>>>()?;
+                if values.iter().any(String::is_empty) {
+                    return Err(step.refuse("a volume expands to an empty text"));
+                }
+                state.config.config.volumes.extend(values.iter().map(|v| (v.clone(), BTreeMap::new())));
+                format!("VOLUME [{}]", values.join(" "))
+            }
+            Kind::User(word) => {
+                let user = self.value(state, step, word)?;
+                user::check(&UserSpec(user.clone())).map_err(|e| step.error("D0206", word, e.to_string()))?;
+                state.config.config.user = Some(user.clone());
+                format!("USER {user}")
+            }
+            Kind::StopSignal(word) => {
+                let signal = self.value(state, step, word)?;
+                if !is_signal(&signal) {
+                    return Err(step.error(
+                        "D0206",
+                        word,
+                        format!("{signal:?} is not a signal: write SIGTERM or a number"),
+                    ));
+                }
+                state.config.config.stop_signal = Some(signal.clone());
+                format!("STOPSIGNAL {signal}")
+            }
+            Kind::Shell(argv) => {
+                state.config.config.shell.clone_from(argv);
+                format!("SHELL [{}]", argv.join(" "))
+            }
+            Kind::Cmd(command) => {
+                let argv = argv(state, command);
+                state.cmd_set = true;
+                let said = format!("CMD {}", json(&argv));
+                state.config.config.cmd = Some(argv);
+                said
+            }
+            Kind::Entrypoint(command) => {
+                let argv = argv(state, command);
+                if !state.cmd_set {
+                    state.config.config.cmd = None;
+                }
+                let said = format!("ENTRYPOINT {}", json(&argv));
+                state.config.config.entrypoint = Some(argv);
+                said
+            }
+            Kind::Healthcheck(health) => {
+                let check = healthcheck(health);
+                let said = format!("HEALTHCHECK {}", json(&check.test));
+                state.config.config.healthcheck = Some(check);
+                said
+            }
+            Kind::Onbuild(trigger) => {
+                state.config.config.on_build.push(trigger.text.clone());
+                format!("ONBUILD {}", shown(&trigger.text))
+            }
+            Kind::Maintainer(word) => {
+                state.config.author = Some(word.text.clone());
+                format!("MAINTAINER {}", word.text)
+            }
+            Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_) | Kind::Arg(_) => return Ok(()),
+        };
+        record(state, created_by, Layer::None);
+        Ok(())
+    }
+
+    fn arguments(&mut self, state: &mut State, step: &Step<'_>, arguments: &[Argument]) -> Planned<()> {
+        let mut said = Vec::new();
+        for argument in arguments {
+            let name = self.value(state, step, &argument.name)?;
+            let options = &self.build.options;
+            let proxy =
+                || options.proxy.iter().find(|(n, _)| *n == name && is_proxy(n)).map(|(_, v)| v.clone());
+            let value = match (options.args.get(&name), &argument.default) {
+                (Some(given), _) => Some(given.clone()),
+                (None, Some(default)) => Some(self.value(state, step, default)?),
+                (None, None) => self.build.globals.values.get(&name).cloned().or_else(proxy),
+            };
+            said.push(value.as_ref().map_or_else(|| name.clone(), |v| format!("{name}={v}")));
+            if let Some(value) = value {
+                set(&mut state.env, &name, &value);
+                set(&mut state.args, &name, &value);
+            }
+        }
+        record(state, format!("ARG {}", said.join(" ")), Layer::None);
+        Ok(())
+    }
+
+    fn workdir(&mut self, state: &mut State, step: &Step<'_>, word: &Word) -> Planned<()> {
+        let text = self.value(state, step, word)?;
+        if text.contains('\0') {
+            return Err(step.error("D0206", word, "a path cannot hold a NUL character"));
+        }
+        let path = absolute(state.config.config.working_dir.as_deref(), &text);
+        state.config.config.working_dir = Some(path.clone());
+        let created_by = format!("WORKDIR {path}");
+        if path == "/" {
+            record(state, created_by, Layer::None);
+            return Ok(());
+        }
+        let user = UserSpec(state.config.config.user.clone().unwrap_or_default());
+        let op = MkdirOp { path, user, identity: self.identity(step, 0) };
+        state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Mkdir(op));
+        record(state, created_by, Layer::One);
+        Ok(())
+    }
+
+    fn run(&mut self, state: &mut State, step: &Step<'_>, run: &Run) -> Planned<()> {
+        let mut scripts = Vec::new();
+        let command = match (&run.command, &run.heredocs[..]) {
+            (command, []) => command.clone(),
+            (Command::Exec(_), _) => return Err(step.refuse("RUN in JSON form takes no heredoc")),
+            (Command::Shell(word), [only, ..]) if keelway_dockerfile::is_heredoc(&word.text) => {
+                // The heredoc is all there is: its body is the command, or a script of its own.
+                let body = only.body();
+                let text = if only.content.starts_with("#!") {
+                    let path = format!("{SCRIPTS}{}", only.name);
+                    if only.name.contains('/') || only.name == "." || only.name == ".." {
+                        return Err(step.refuse(format!("{:?} cannot be the name of a script", only.name)));
+                    }
+                    scripts.push((path.clone(), body));
+                    path
+                } else {
+                    body
+                };
+                Command::Shell(Word { text, span: word.span })
+            }
+            (Command::Shell(word), heredocs) => {
+                // The shell itself reads them: put back together as they were written.
+                let bodies =
+                    heredocs.iter().map(|h| format!("\n{}{}", h.content, h.name)).collect::<String>();
+                Command::Shell(Word { text: format!("{}{bodies}", word.text), span: word.span })
+            }
+        };
+        let argv = argv(state, &command);
+        let mut env = state.env.clone();
+        if !env.iter().any(|(k, _)| k == "PATH") {
+            env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
+        }
+        let network = match run.network.as_ref().map(|n| n.text.as_str()) {
+            Some("none") => Network::None,
+            _ => Network::Host,
+        };
+        let said = argv.join(" ");
+        let declared: Vec<String> = state.args.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let created_by = match &declared[..] {
+            [] => format!("RUN {said}"),
+            some => format!("RUN |{} {} {said}", some.len(), some.join(" ")),
+        };
+        let op = ExecOp {
+            argv,
+            unkeyed_env: self.proxies(&env),
+            env,
+            cwd: state
+                .config
+                .config
+                .working_dir
+                .clone()
+                .filter(|w| !w.is_empty())
+                .unwrap_or_else(|| "/".to_owned()),
+            user: UserSpec(state.config.config.user.clone().unwrap_or_default()),
+            network,
+            scripts,
+            limits: self.build.options.limits.clone(),
+            identity: self.identity(step, 0),
+        };
+        state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Exec(op));
+        record(state, created_by, Layer::One);
+        Ok(())
+    }
+
+    /// Proxy variables that the step gets without having declared them.
+    fn proxies(&self, env: &[(String, String)]) -> Vec<(String, String)> {
+        let options = &self.build.options;
+        let mut out: BTreeMap<&str, &str> = BTreeMap::new();
+        let machine = options.proxy.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        let given = options.args.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        out.extend(machine.chain(given).filter(|(k, _)| is_proxy(k) && !env.iter().any(|(e, _)| e == k)));
+        out.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+    }
+
+    fn transfer(&mut self, state: &mut State, step: &Step<'_>, t: &Transfer, unpack: Unpack) -> Planned<()> {
+        let name = step.located.instruction.kind.name();
+        let sources = t.sources.iter().map(|s| self.value(state, step, s)).collect::<Planned<Vec<_>>>()?;
+        if let Some((source, word)) =
+            sources.iter().zip(&t.sources).find(|(s, _)| unpack == Unpack::Archives && is_address(s))
+        {
+            return Err(step.error(
+                "D0201",
+                word,
+                format!("ADD of the address {source:?} is not supported yet"),
+            ));
+        }
+        let dest_text = self.value(state, step, &t.dest)?;
+        if let Some(word) = t.sources.iter().chain([&t.dest]).find(|w| w.text.contains('\0')) {
+            return Err(step.error("D0206", word, "a path cannot hold a NUL character"));
+        }
+        let directory = dest_text.is_empty() || dest_text == "." || dest_text.ends_with('/');
+        let mut dest = absolute(state.config.config.working_dir.as_deref(), &dest_text);
+        if directory && !dest.ends_with('/') {
+            dest.push('/');
+        }
+        if sources.len() + t.contents.len() > 1 && !directory {
+            let message = format!("{name} of more than one source needs a destination that ends in /");
+            return Err(step.error("D0206", &t.dest, message));
+        }
+        let chown = match &t.chown {
+            Some(word) => {
+                let spec = UserSpec(self.value(state, step, word)?);
+                user::check(&spec).map_err(|e| step.error("D0206", word, e.to_string()))?;
+                Some(spec)
+            }
+            None => None,
+        };
+        let chmod = match &t.chmod {
+            Some(word) => {
+                Some(mode(&self.value(state, step, word)?).map_err(|(code, e)| step.error(code, word, e))?)
+            }
+            None => None,
+        };
+        let from = match &t.from {
+            None => None,
+            Some(word) => {
+                let source =
+                    self.build.source_of(step.stage, word).map_err(|e| step.error("D0203", word, e))?;
+                Some(match &source {
+                    From::Stage(index) => match self.done.get(index) {
+                        Some(other) => other.chain,
+                        // Its own errors were reported where it stands.
+                        None => return Ok(()),
+                    },
+                    From::Scratch => self.base_node(None, "FROM scratch".to_owned()),
+                    From::Image(image) => self.base_node(Some(image), format!("FROM {image}")),
+                })
+            }
+        };
+        let said = |what: &[String]| format!("{name} {} {dest_text}", what.join(" "));
+        let op = |sources: Vec<String>, from: CopyFrom, unpack: Unpack, identity: Digest| CopyOp {
+            sources,
+            from,
+            dest: dest.clone(),
+            chown: chown.clone(),
+            chmod,
+            unpack,
+            identity,
+        };
+        if !sources.is_empty() {
+            let created_by = said(&sources);
+            let origin = if from.is_some() { CopyFrom::Stage } else { CopyFrom::Context };
+            let needs = [state.chain].into_iter().chain(from).collect();
+            let op = op(sources, origin, unpack, self.identity(step, 0));
+            state.chain = self.plan.add(step.name.clone(), needs, Op::Copy(op));
+            record(state, created_by, Layer::One);
+        }
+        if !t.contents.is_empty() {
+            let mut files = Vec::new();
+            for h in &t.contents {
+                let body = h.body();
+                let body = if h.expand {
+                    expand_heredoc(&body, &state.env).map_err(|e| {
+                        step.located.error("D0204", h.span, format!("heredoc {}: {e}", h.name))
+                    })?
+                } else {
+                    body
+                };
+                files.push((h.name.clone(), body));
+            }
+            let names: Vec<String> = files.iter().map(|(n, _)| format!("<<{n}")).collect();
+            let created_by = said(&names);
+            let op = op(Vec::new(), CopyFrom::Inline(files), Unpack::Never, self.identity(step, 1));
+            state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Copy(op));
+            record(state, created_by, Layer::One);
+        }
+        Ok(())
+    }
+}
+
+/// The argument vector of a command: the shell form gets the shell in front.
+fn argv(state: &State, command: &Command) -> Vec<String> {
+    match command {
+        Command::Exec(argv) => argv.clone(),
+        Command::Shell(word) => {
+            let shell = &state.config.config.shell;
+            let mut argv =
+                if shell.is_empty() { vec!["/bin/sh".to_owned(), "-c".to_owned()] } else { shell.clone() };
+            argv.push(word.text.clone());
+            argv
+        }
+    }
+}
+
+fn healthcheck(health: &Health) -> Healthcheck {
+    let test = match &health.test {
+        None => vec!["NONE".to_owned()],
+        Some(Command::Exec(argv)) => [&["CMD".to_owned()][..], argv].concat(),
+        Some(Command::Shell(word)) => vec!["CMD-SHELL".to_owned(), word.text.clone()],
+    };
+    Healthcheck {
+        test,
+        interval: health.interval,
+        timeout: health.timeout,
+        start_period: health.start_period,
+        start_interval: health.start_interval,
+        retries: health.retries,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layer {
+    One,
+    None,
+}
+
+fn record(state: &mut State, created_by: String, layer: Layer) {
+    state.history.push(History {
+        created: None,
+        created_by: Some(created_by),
+        author: None,
+        comment: Some("keelway".to_owned()),
+        empty_layer: layer == Layer::None,
+    });
+}
+
+/// Sets a variable where it stands, or at the end.
+fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
+    match env.iter_mut().find(|(k, _)| k == name) {
+        Some((_, old)) => value.clone_into(old),
+        None => env.push((name.to_owned(), value.to_owned())),
+    }
+}
+
+/// `path` against the working directory, cleaned; always absolute.
+fn absolute(workdir: Option<&str>, path: &str) -> String {
+    let joined =
+        if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", workdir.unwrap_or("/")) };
+    let mut parts: Vec<&str> = Vec::new();
+    for part in joined.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => _ = parts.pop(),
+            p => parts.push(p),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// `--chmod`: octal up to 7777.
+fn mode(text: &str) -> Result<u32, (&'static str, String)> {
+    let octal = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if octal && mode <= 0o7777 => Ok(mode),
+        _ if text.contains(['+', '-', '=', ',']) && !text.starts_with('-') => Err((
+            "D0201",
+            format!("the symbolic --chmod={text} is not supported yet: write an octal mode, for example 755"),
+        )),
+        _ => Err(("D0206", format!("--chmod={text} is not a mode: write it in octal, at most 7777"))),
+    }
+}
+
+fn json(argv: &[String]) -> String {
+    serde_json::to_string(argv).unwrap_or_default()
+}
+
+/// A text for a label: one line, no control characters, not endless.
+fn shown(text: &str) -> String {
+    let mut out: String = text.chars().take(160).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(160).is_some() {
+        out.push_str("..");
+    }
+    out
+}
