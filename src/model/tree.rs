@@ -192,6 +192,11 @@ pub trait Tree: Send + Sync {
     fn list(&self, path: &TreePath) -> Result<Vec<TreeEntry>, TreeError>;
     /// The bytes of a regular file.
     fn open(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError>;
+    /// The regular file itself, opened without following a link, where the tree lies on a disk of this machine:
+    /// lets a copy stay in the kernel. `Ok(None)` where only [`Tree::open`] will do.
+    fn open_file(&self, _path: &TreePath) -> Result<Option<std::fs::File>, TreeError> {
+        Ok(None)
+    }
     /// A digest that names the whole content at `path` (bytes, modes, names) without reading it, where
     /// the tree has one: a git tree or blob id. Equal memo, equal content; never the other way round.
     fn memo(&self, _path: &TreePath) -> Option<Digest> {
