@@ -57,7 +57,9 @@ impl<'a> Session<'a> {
 
     /// `/v2/<name>/<rest>`. Names and digests are checked types, so nothing needs escaping.
     pub(crate) fn url(&self, rest: &str) -> Url {
-        self.base.join(&format!("{}/{rest}", self.repository.name())).expect("a repository's name is a URL path")
+        self.base
+            .join(&format!("{}/{rest}", self.repository.name()))
+            .expect("a repository's name is a URL path")
     }
 
     /// Whether a URL is the registry's own, and so may have its credentials.
@@ -68,7 +70,12 @@ impl<'a> Session<'a> {
     /// Resolves the `Location` of an upload: relative to where it was given, never from https to http (a
     /// registry behind a TLS proxy often believes that it speaks http, so on its own host that is mended).
     pub(crate) fn location(&self, response: &Response) -> Result<Url, Problem> {
-        let bad = |why: &str| Problem::Http(HttpError::Redirect { host: self.repository.registry().to_owned(), why: why.into() });
+        let bad = |why: &str| {
+            Problem::Http(HttpError::Redirect {
+                host: self.repository.registry().to_owned(),
+                why: why.into(),
+            })
+        };
         let text = response.header("location").ok_or_else(|| bad("an upload without a Location"))?;
         let mut url = response.url().join(text).map_err(|_| bad("an upload to something that is no URL"))?;
         if url.scheme() == "http" && self.base.scheme() == "https" {
@@ -85,12 +92,16 @@ impl<'a> Session<'a> {
     }
 
     /// Sends once, with credentials where the URL is the registry's own; on its 401 once more with fresh ones.
-    pub(crate) async fn send(&self, make: impl Fn() -> Result<Request, Problem>) -> Result<Response, Problem> {
+    pub(crate) async fn send(
+        &self,
+        make: impl Fn() -> Result<Request, Problem>,
+    ) -> Result<Response, Problem> {
         let registry = self.repository.registry();
         for fresh in [false, true] {
             let request = make()?;
             let own = self.is_own(request.url());
-            let auth = if own { self.client.authorization(registry, &self.scope, &self.base).await? } else { None };
+            let auth =
+                if own { self.client.authorization(registry, &self.scope, &self.base).await? } else { None };
             let tried_with_auth = auth.is_some();
             let response = self.client.inner.http.send(request.auth(auth)).await?;
             if response.status() != StatusCode::UNAUTHORIZED || !own || !self.is_own(response.url()) {
@@ -105,8 +116,12 @@ impl<'a> Session<'a> {
                 let found = self.client.used_login(registry).await;
                 return Err(match found {
                     Some(f) if basic => Problem::BadLogin { user: f.user().to_owned(), origin: f.origin },
-                    Some(f) => Problem::Denied { user: Some(f.user().to_owned()), said: said_of(response).await },
-                    None => Problem::NoLogin { config: self.client.inner.settings.credentials.origin().to_owned() },
+                    Some(f) => {
+                        Problem::Denied { user: Some(f.user().to_owned()), said: said_of(response).await }
+                    }
+                    None => Problem::NoLogin {
+                        config: self.client.inner.settings.credentials.origin().to_owned(),
+                    },
                 });
             }
         }
@@ -132,7 +147,8 @@ impl<'a> Session<'a> {
         match status {
             // Another host's opinion (a redirect's target) says nothing about our login.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if own => {
-                let user = self.client.used_login(self.repository.registry()).await.map(|f| f.user().to_owned());
+                let user =
+                    self.client.used_login(self.repository.registry()).await.map(|f| f.user().to_owned());
                 Problem::Denied { user, said }
             }
             _ if code("NAME_INVALID") => Problem::NameInvalid { said },
@@ -159,7 +175,11 @@ pub(crate) fn may_pass(problem: &Problem) -> bool {
 
 impl Client {
     /// Repeats `send` while it fails in a way that may pass, within the settings' bounds.
-    pub(crate) async fn retrying<F>(&self, name: &'static str, send: impl Fn() -> F) -> Result<Response, Problem>
+    pub(crate) async fn retrying<F>(
+        &self,
+        name: &'static str,
+        send: impl Fn() -> F,
+    ) -> Result<Response, Problem>
     where
         F: Future<Output = Result<Response, Problem>>,
     {
@@ -231,12 +251,18 @@ struct OneError {
 pub(crate) fn read_errors(body: &[u8]) -> (Vec<String>, String) {
     match serde_json::from_slice::<Errors>(body) {
         Ok(doc) => {
-            let texts: Vec<String> = doc
-                .errors
-                .iter()
-                .take(3)
-                .map(|e| if e.message.is_empty() { e.code.clone() } else { format!("{}, {}", e.code, e.message) })
-                .collect();
+            let texts: Vec<String> =
+                doc.errors
+                    .iter()
+                    .take(3)
+                    .map(|e| {
+                        if e.message.is_empty() {
+                            e.code.clone()
+                        } else {
+                            format!("{}, {}", e.code, e.message)
+                        }
+                    })
+                    .collect();
             (doc.errors.into_iter().take(16).map(|e| e.code).collect(), cleaned(&texts.join("; ")))
         }
         // A page for browsers helps nobody; a line of text may.

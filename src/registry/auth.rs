@@ -128,16 +128,22 @@ fn unquoted(text: &str) -> Option<(String, &str)> {
 pub(crate) fn way_of<'a>(headers: impl Iterator<Item = &'a str>) -> Result<Way, Problem> {
     let challenges: Vec<Challenge> = headers.flat_map(parse_challenges).collect();
     if let Some(bearer) = challenges.iter().find(|c| c.scheme == "bearer") {
-        let realm = bearer.params.get("realm").ok_or_else(|| Problem::Challenge("Bearer without a realm".into()))?;
-        let realm: Url =
-            realm.parse().map_err(|_| Problem::Challenge(format!("the realm {:?} is no URL", cleaned(realm))))?;
+        let realm =
+            bearer.params.get("realm").ok_or_else(|| Problem::Challenge("Bearer without a realm".into()))?;
+        let realm: Url = realm
+            .parse()
+            .map_err(|_| Problem::Challenge(format!("the realm {:?} is no URL", cleaned(realm))))?;
         return Ok(Way::Bearer { realm, service: bearer.params.get("service").cloned() });
     }
     if challenges.iter().any(|c| c.scheme == "basic") {
         return Ok(Way::Basic);
     }
     let names: Vec<&str> = challenges.iter().map(|c| c.scheme.as_str()).collect();
-    Err(Problem::Challenge(if names.is_empty() { "401 without a challenge".into() } else { cleaned(&names.join(", ")) }))
+    Err(Problem::Challenge(if names.is_empty() {
+        "401 without a challenge".into()
+    } else {
+        cleaned(&names.join(", "))
+    }))
 }
 
 /// Whether a token server may have the login for a registry: it is the registry's own host name, a known
@@ -154,7 +160,9 @@ fn realm_may_have_login(registry: &str, realm: &Url, allowed: &[String]) -> bool
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => registry,
     };
-    known || own.eq_ignore_ascii_case(&host) || allowed.iter().any(|a| a.eq_ignore_ascii_case(&host) || *a == with_port)
+    known
+        || own.eq_ignore_ascii_case(&host)
+        || allowed.iter().any(|a| a.eq_ignore_ascii_case(&host) || *a == with_port)
 }
 
 #[derive(Deserialize)]
@@ -170,7 +178,12 @@ struct TokenAnswer {
 impl Client {
     /// What to send with a request for `scope`; `None` to an open registry. `ping` is what an unknown
     /// registry is asked with, to learn its way.
-    pub(crate) async fn authorization(&self, registry: &str, scope: &str, ping: &Url) -> Result<Option<Auth>, Problem> {
+    pub(crate) async fn authorization(
+        &self,
+        registry: &str,
+        scope: &str,
+        ping: &Url,
+    ) -> Result<Option<Auth>, Problem> {
         let mut state = self.inner.tokens.0.lock().await;
         let way = match state.ways.get(registry) {
             Some(way) => way.clone(),
@@ -215,6 +228,12 @@ impl Client {
         self.inner.tokens.0.lock().await.logins.get(registry).cloned().flatten()
     }
 
+    /// The login for a registry, to be handed to a host that pulls from it.
+    pub async fn login_for(&self, registry: &str) -> Result<Option<Login>, Problem> {
+        let mut state = self.inner.tokens.0.lock().await;
+        Ok(self.login(&mut state, registry).await?.map(|f| f.login))
+    }
+
     async fn learn(&self, ping: &Url) -> Result<Way, Problem> {
         let response = self.ask_once("the ping", Request::get(ping.clone())).await?;
         if response.status() != StatusCode::UNAUTHORIZED || response.url().origin() != ping.origin() {
@@ -228,7 +247,12 @@ impl Client {
         let response = self.inner.http.send(request).await?;
         let status = response.status();
         if is_transient(status) {
-            return Err(Problem::Server { status, request: name, attempts: 1, said: said_of(response).await });
+            return Err(Problem::Server {
+                status,
+                request: name,
+                attempts: 1,
+                said: said_of(response).await,
+            });
         }
         Ok(response)
     }
@@ -264,7 +288,8 @@ impl Client {
         if realm.scheme() == "http" && self.scheme(registry) != "http" {
             return Err(bad("its address is plain http".into()));
         }
-        let allowed = self.inner.settings.hosts.get(registry).map(|h| h.token_realms.as_slice()).unwrap_or_default();
+        let allowed =
+            self.inner.settings.hosts.get(registry).map(|h| h.token_realms.as_slice()).unwrap_or_default();
         if found.is_some() && !realm_may_have_login(registry, &realm, allowed) {
             return Err(Problem::Realm { realm: realm_host });
         }
@@ -282,7 +307,8 @@ impl Client {
             (status, _) => return Err(bad(format!("it answered {status}"))),
         }
         let bytes = response.bytes(MAX_TOKEN_ANSWER).await?;
-        let answer: TokenAnswer = serde_json::from_slice(&bytes).map_err(|_| bad("its answer is not JSON".into()))?;
+        let answer: TokenAnswer =
+            serde_json::from_slice(&bytes).map_err(|_| bad("its answer is not JSON".into()))?;
         let value = answer.token.filter(|t| !t.is_empty()).or(answer.access_token).filter(|t| !t.is_empty());
         let value = value.ok_or_else(|| bad("its answer holds none".into()))?;
         let life = answer.expires_in.map_or(DEFAULT_LIFE, |s| Duration::from_secs(s.clamp(1, 86_400)));
@@ -345,7 +371,9 @@ mod tests {
 
     #[test]
     fn a_login_goes_to_no_stranger() {
-        let may = |registry: &str, realm: &str, allowed: &[String]| realm_may_have_login(registry, &realm.parse().unwrap(), allowed);
+        let may = |registry: &str, realm: &str, allowed: &[String]| {
+            realm_may_have_login(registry, &realm.parse().unwrap(), allowed)
+        };
         assert!(may("docker.io", "https://auth.docker.io/token", &[]));
         assert!(may("r.example.com:5000", "https://r.example.com/token", &[]));
         assert!(may("r.example.com", "https://git.example.com/jwt", &["git.example.com".into()]));

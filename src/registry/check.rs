@@ -17,7 +17,7 @@ pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, applic
 /// A document that was checked.
 #[derive(Debug)]
 pub(crate) enum Document {
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     Index(Index),
 }
 
@@ -40,8 +40,8 @@ fn bad(document: &'static str, why: impl Into<String>) -> Problem {
 /// Reads a manifest or index. `content_type` is what the registry says it is, where there was an answer;
 /// it must agree with the document (CVE-2021-41190: one text must not be two things).
 pub(crate) fn document(bytes: &[u8], content_type: Option<&str>) -> Result<(Document, String), Problem> {
-    let shape: Shape =
-        serde_json::from_slice(bytes).map_err(|e| bad("manifest", format!("is not the JSON of one ({e})")))?;
+    let shape: Shape = serde_json::from_slice(bytes)
+        .map_err(|e| bad("manifest", format!("is not the JSON of one ({e})")))?;
     if shape.schema_version == Some(1) || shape.fs_layers.is_some() {
         return Err(bad("manifest", "is of the old schema 1, which cannot be verified"));
     }
@@ -63,17 +63,26 @@ pub(crate) fn document(bytes: &[u8], content_type: Option<&str>) -> Result<(Docu
     let kind = given.or(shape.media_type).unwrap_or_else(|| default.to_owned());
     let fits = if index { media::is_index(&kind) } else { media::is_manifest(&kind) };
     if !fits {
-        return Err(bad("manifest", format!("is of the type {:?}, which is not that of its content", cleaned(&kind))));
+        return Err(bad(
+            "manifest",
+            format!("is of the type {:?}, which is not that of its content", cleaned(&kind)),
+        ));
     }
     let document = if index {
-        Document::Index(serde_json::from_slice(bytes).map_err(|e| bad("index", format!("is malformed ({e})")))?)
+        Document::Index(
+            serde_json::from_slice(bytes).map_err(|e| bad("index", format!("is malformed ({e})")))?,
+        )
     } else {
         let m: Manifest =
             serde_json::from_slice(bytes).map_err(|e| bad("manifest", format!("is malformed ({e})")))?;
         if m.config.size > MAX_CONFIG {
-            return Err(bad("config", format!("has {} bytes where {MAX_CONFIG} are the limit", m.config.size)));
+            return Err(bad(
+                "config",
+                format!("has {} bytes where {MAX_CONFIG} are the limit", m.config.size),
+            ));
         }
-        Document::Manifest(m)
+        no_foreign(&m.layers)?;
+        Document::Manifest(Box::new(m))
     };
     Ok((document, kind))
 }
@@ -99,13 +108,14 @@ pub(crate) fn choose<'a>(index: &'a Index, wanted: &Platform) -> Result<&'a Desc
 }
 
 /// Reads a config, which must fit its manifest and the platform.
-pub(crate) fn config(bytes: &[u8], manifest: &Manifest, wanted: Option<&Platform>) -> Result<ImageConfig, Problem> {
+pub(crate) fn config(
+    bytes: &[u8],
+    manifest: &Manifest,
+    wanted: Option<&Platform>,
+) -> Result<ImageConfig, Problem> {
     let config: ImageConfig = serde_json::from_slice(bytes)
         .map_err(|e| bad("config", format!("is not the JSON of an image config ({e})")))?;
-    if config.rootfs.diff_ids.len() != manifest.layers.len() {
-        let (ids, layers) = (config.rootfs.diff_ids.len(), manifest.layers.len());
-        return Err(bad("config", format!("names {ids} layers, its manifest {layers}")));
-    }
+    same_layers(manifest, &config)?;
     match wanted {
         Some(wanted) if !config.platform.architecture.is_empty() && !wanted.accepts(&config.platform) => {
             Err(Problem::NoPlatform { wanted: wanted.clone(), have: cleaned(&config.platform.to_string()) })
@@ -114,10 +124,21 @@ pub(crate) fn config(bytes: &[u8], manifest: &Manifest, wanted: Option<&Platform
     }
 }
 
+/// A config names the diff id of each layer of its manifest.
+pub(crate) fn same_layers(manifest: &Manifest, config: &ImageConfig) -> Result<(), Problem> {
+    let (ids, layers) = (config.rootfs.diff_ids.len(), manifest.layers.len());
+    if ids == layers {
+        return Ok(());
+    }
+    Err(bad("config", format!("names {ids} layers, its manifest {layers}")))
+}
+
 /// Refuses layers that the registry does not hold itself.
 pub(crate) fn no_foreign(layers: &[Descriptor]) -> Result<(), Problem> {
     let foreign = |d: &&Descriptor| {
-        !d.urls.is_empty() || d.media_type.contains(".foreign.") || d.media_type.contains(".nondistributable.")
+        !d.urls.is_empty()
+            || d.media_type.contains(".foreign.")
+            || d.media_type.contains(".nondistributable.")
     };
     layers.iter().find(foreign).map_or(Ok(()), |d| Err(Problem::ForeignLayer { digest: d.digest }))
 }
@@ -125,7 +146,11 @@ pub(crate) fn no_foreign(layers: &[Descriptor]) -> Result<(), Problem> {
 /// Bytes against the digest they were asked by.
 pub(crate) fn digest(what: &'static str, bytes: &[u8], expected: &Digest) -> Result<(), Problem> {
     let found = Digest::of(bytes);
-    if found == *expected { Ok(()) } else { Err(Problem::WrongDigest { what, expected: *expected, found: found.to_string() }) }
+    if found == *expected {
+        Ok(())
+    } else {
+        Err(Problem::WrongDigest { what, expected: *expected, found: found.to_string() })
+    }
 }
 
 #[cfg(test)]
@@ -145,7 +170,10 @@ mod tests {
     fn a_document_is_one_thing() {
         let manifest = json!({"schemaVersion": 2, "config": descriptor(media::CONFIG), "layers": []});
         assert!(document(manifest.to_string().as_bytes(), Some(media::MANIFEST)).is_ok());
-        assert!(document(manifest.to_string().as_bytes(), Some(&format!("{}; charset=utf-8", media::MANIFEST))).is_ok());
+        assert!(
+            document(manifest.to_string().as_bytes(), Some(&format!("{}; charset=utf-8", media::MANIFEST)))
+                .is_ok()
+        );
         let mut both = manifest.clone();
         both["manifests"] = json!([]);
         assert_eq!(refused(both, None), "the manifest claims to be an index and an image at once");

@@ -64,7 +64,11 @@ pub(crate) async fn get(
     deadline: Duration,
 ) -> Result<Option<Login>, HelperError> {
     let program = format!("docker-credential-{name}");
-    let path = dirs.iter().map(|d| d.join(&program)).find(|p| p.is_file()).unwrap_or_else(|| PathBuf::from(&program));
+    let path = dirs
+        .iter()
+        .map(|d| d.join(&program))
+        .find(|p| p.is_file())
+        .unwrap_or_else(|| PathBuf::from(&program));
     let start = |e: std::io::Error| HelperError::Start { program: program.clone(), cause: e.to_string() };
     let mut child = tokio::process::Command::new(path)
         .arg("get")
@@ -98,7 +102,8 @@ pub(crate) async fn get(
         let said = if said.is_empty() { status.to_string() } else { said };
         return Err(HelperError::Failed { program, said });
     }
-    let answer: Answer = serde_json::from_slice(&out).map_err(|_| HelperError::Answer { program: program.clone() })?;
+    let answer: Answer =
+        serde_json::from_slice(&out).map_err(|_| HelperError::Answer { program: program.clone() })?;
     if answer.secret.is_empty() {
         return Ok(None);
     }

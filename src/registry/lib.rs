@@ -30,3 +30,6 @@ pub use error::{Doing, Problem, RegistryError};
 pub use helper::HelperError;
 pub use progress::{Progress, ProgressFn, Stage, silent};
 pub use pull::Resolved;
+
+#[cfg(test)]
+mod tests;

@@ -72,7 +72,7 @@ impl Client {
     }
 
     /// Layers into the store, several at a time, digest and size checked while they stream. Layers that are
-    /// there, as blobs or unpacked under their diff id, are left alone.
+    /// there are left alone. Only the blob itself counts: an unpacked layer could not be pushed on.
     pub async fn fetch_layers(
         &self,
         store: &Store,
@@ -82,10 +82,12 @@ impl Client {
         progress: ProgressFn,
     ) -> Result<(), RegistryError> {
         let session = Session::new(self, repository, Doing::Pull, repository.to_string())?;
-        check::no_foreign(&manifest.layers).map_err(|p| session.fail(p))?;
+        check::no_foreign(&manifest.layers)
+            .and_then(|()| check::same_layers(manifest, config))
+            .map_err(|p| session.fail(p))?;
         let mut seen = BTreeSet::new();
         let mut wanted = Vec::new();
-        for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
+        for layer in &manifest.layers {
             if !seen.insert(layer.digest) {
                 continue;
             }
@@ -153,7 +155,7 @@ impl Session<'_> {
             pinned,
             descriptor: image.descriptor,
             manifest_bytes: image.bytes,
-            manifest,
+            manifest: *manifest,
             config_bytes,
             config,
         })
