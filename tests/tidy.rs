@@ -31,7 +31,9 @@ fn sources() -> Vec<(String, String)> {
     assert!(files.len() > 20, "the walk found only {} files", files.len());
     files
         .into_iter()
-        .map(|p| (p.strip_prefix(top()).unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&p).unwrap()))
+        .map(|p| {
+            (p.strip_prefix(top()).unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&p).unwrap())
+        })
         .collect()
 }
 
@@ -45,7 +47,10 @@ fn product_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 fn is_test_file(path: &str) -> bool {
-    path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("/tests.rs") || path.contains("/examples/")
+    path.starts_with("tests/")
+        || path.contains("/tests/")
+        || path.ends_with("/tests.rs")
+        || path.contains("/examples/")
 }
 
 fn fail_with(broken: Vec<String>) {
@@ -59,7 +64,9 @@ fn table() -> BTreeMap<String, (u32, BTreeSet<String>)> {
         .filter_map(|l| {
             let cells: Vec<&str> = l.trim_matches('|').split('|').map(str::trim).collect();
             let level = cells[0].parse().ok()?;
-            (cells.len() == 4).then(|| (cells[1].to_owned(), (level, cells[3].split_whitespace().map(str::to_owned).collect())))
+            (cells.len() == 4).then(|| {
+                (cells[1].to_owned(), (level, cells[3].split_whitespace().map(str::to_owned).collect()))
+            })
         })
         .collect()
 }
@@ -67,7 +74,11 @@ fn table() -> BTreeMap<String, (u32, BTreeSet<String>)> {
 #[test]
 fn crates_use_only_what_the_table_allows() {
     let table = table();
-    let metadata = cargo_metadata::MetadataCommand::new().manifest_path(top().join("Cargo.toml")).no_deps().exec().unwrap();
+    let metadata = cargo_metadata::MetadataCommand::new()
+        .manifest_path(top().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .unwrap();
     let mut broken = Vec::new();
     let mut seen = BTreeSet::new();
     for package in metadata.packages {
@@ -90,7 +101,9 @@ fn crates_use_only_what_the_table_allows() {
             }
         }
     }
-    broken.extend(table.keys().filter(|n| !seen.contains(*n)).map(|n| format!("{n}: in the table, but no such crate")));
+    broken.extend(
+        table.keys().filter(|n| !seen.contains(*n)).map(|n| format!("{n}: in the table, but no such crate")),
+    );
     fail_with(broken);
 }
 
@@ -113,8 +126,10 @@ fn every_file_says_what_it_is_for_and_stays_readable() {
 fn unsafe_code_is_only_in_the_sandbox() {
     let mut broken = Vec::new();
     for (path, text) in sources() {
-        let unsafe_lines =
-            text.lines().enumerate().filter(|(_, l)| !l.trim_start().starts_with("//") && l.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe"));
+        let unsafe_lines = text.lines().enumerate().filter(|(_, l)| {
+            !l.trim_start().starts_with("//")
+                && l.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe")
+        });
         for (i, line) in unsafe_lines {
             if !path.starts_with("src/sandbox/") && path != "tests/tidy.rs" {
                 broken.push(format!("{path}:{}: {}", i + 1, line.trim()));
@@ -126,8 +141,17 @@ fn unsafe_code_is_only_in_the_sandbox() {
 
 #[test]
 fn only_cli_prints_exits_and_reads_the_environment() {
-    const BANNED: [&str; 9] =
-        ["println!(", "eprintln!(", "print!(", "eprint!(", "process::exit(", "env::var(", "env::var_os(", "env::vars(", "env::vars_os("];
+    const BANNED: [&str; 9] = [
+        "println!(",
+        "eprintln!(",
+        "print!(",
+        "eprint!(",
+        "process::exit(",
+        "env::var(",
+        "env::var_os(",
+        "env::vars(",
+        "env::vars_os(",
+    ];
     let mut broken = Vec::new();
     for (path, text) in sources() {
         if is_test_file(&path) || path.starts_with("src/cli/") || path.starts_with("src/sandbox/init") {
@@ -145,7 +169,18 @@ fn only_cli_prints_exits_and_reads_the_environment() {
 #[test]
 fn the_top_level_shows_the_layout_and_nothing_else() {
     let allowed: BTreeSet<&str> = [
-        "Cargo.toml", "Cargo.lock", "src", "pipelines", "runners", "examples", "tests", "docs", "README.md", "LICENSE", "rust-toolchain.toml", "target",
+        "Cargo.toml",
+        "Cargo.lock",
+        "src",
+        "pipelines",
+        "runners",
+        "examples",
+        "tests",
+        "docs",
+        "README.md",
+        "LICENSE",
+        "rust-toolchain.toml",
+        "target",
     ]
     .into();
     let extra: Vec<String> = fs::read_dir(top())
@@ -159,7 +194,10 @@ fn the_top_level_shows_the_layout_and_nothing_else() {
 #[test]
 fn the_documented_exit_codes_are_the_ones_in_the_code() {
     let rows = |text: &str| -> Vec<String> {
-        text.lines().filter(|l| l.starts_with("| ") && l.as_bytes()[2].is_ascii_digit()).map(str::to_owned).collect()
+        text.lines()
+            .filter(|l| l.starts_with("| ") && l.as_bytes()[2].is_ascii_digit())
+            .map(str::to_owned)
+            .collect()
     };
     let documented = rows(&fs::read_to_string(top().join("docs/exit-codes.md")).unwrap());
     let coded: Vec<String> =

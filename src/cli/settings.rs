@@ -114,6 +114,7 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         ssh_configs,
         binary: std::env::current_exe().map_err(CommandError::outside)?,
         proxy_env: machine.proxies.clone(),
+        monitor: std::time::Duration::from_secs(2),
         max_parallel: None,
         build_time: machine.source_date.unwrap_or(Timestamp(0)),
         clock: clock(machine),

@@ -5,8 +5,8 @@
 //! orders it, [`Performer`] does each node (a build is lowered to steps by `image`, each step runs in a `sandbox`),
 //! `ledger` records it. Settings arrive typed; the environment is read by `cli` alone.
 
-pub mod build;
-mod deploy;
+pub mod lower;
+pub mod deploy;
 mod exec;
 mod perform;
 mod push;

@@ -1,7 +1,7 @@
 //! Performs every [`Op`], for one run.
 
 use crate::settings::Settings;
-use crate::{blocking, build, deploy, exec, push, steps};
+use crate::{blocking, deploy, exec, lower, push, steps};
 use async_trait::async_trait;
 use keelway_dockerfile::Ignore;
 use keelway_engine::{Ctx, Failure, Perform, Performed};
@@ -9,9 +9,10 @@ use keelway_image::{KeyContext, StepError};
 use keelway_model::oci::Descriptor;
 use keelway_model::plan::{AssembleOp, BaseOp, BuildOp, Chain, ExecOp, Network};
 use keelway_model::{CacheKey, CommitId, ExitCode, ImageRef, Node, NodeId, Op, Output, Platform, SnapshotId, Timestamp, Tree};
-use keelway_sandbox::{CapProfile, Launcher, LauncherConfig};
+use keelway_sandbox::{CapProfile, Launcher, LauncherConfig, ParentName};
+use keelway_pipeline::RegistryRule;
 use keelway_store::{Layer, Store};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinHandle;
 
@@ -28,19 +29,17 @@ impl Workspace {
     /// Opens the store, and ends and removes what dead processes left in it.
     pub fn open(settings: &Settings) -> Result<Self, Failure> {
         let store = Store::open(&settings.store, Arc::clone(&settings.clock)).map_err(|e| Failure::outside(e.to_string()))?;
-        for dead in store.reaped() {
-            for name in &dead.cgroups {
-                let Ok(parent) = name.parse() else { continue };
-                // Another process may be at the same; what stays is tried again by the next start.
-                if let Err(e) = keelway_sandbox::cgroup::reap(&parent) {
-                    tracing::warn!("cgroup {name} of a dead run: {e}");
-                }
-            }
+        let left: Vec<ParentName> = store.reaped().iter().flat_map(|dead| &dead.cgroups).filter_map(|name| name.parse().ok()).collect();
+        if !left.is_empty()
+            && let Err(e) = keelway_sandbox::cgroup::reap(&keelway_sandbox::cgroup::Layout::detect(), &left)
+        {
+            // Another process may be at the same; what stays is empty and harms nobody.
+            tracing::warn!("cgroups of dead runs: {e}");
         }
         let own = store.run_dir().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let parent = format!("keelway/{own}");
         store.note_cgroup(&parent).map_err(|e| Failure::outside(e.to_string()))?;
-        let parent = parent.parse().map_err(|e| Failure::bug(format!("run directory: {e}")))?;
+        let parent: ParentName = parent.parse().map_err(|e| Failure::bug(format!("run directory: {e}")))?;
         Ok(Self { launcher: Launcher::new(LauncherConfig::new(parent)), store })
     }
 }
@@ -70,6 +69,8 @@ pub struct Performer {
     pub(crate) workspace: Workspace,
     pub(crate) registry: keelway_registry::Client,
     pub(crate) subject: Subject,
+    /// What the pipeline file asks for about registries.
+    pub(crate) rules: BTreeMap<String, RegistryRule>,
     /// Dockerfile text that is not in the context: `keelway image build -f`.
     pub(crate) dockerfile: Option<keelway_model::SourceText>,
     /// By the path of the build's node.
@@ -106,17 +107,22 @@ pub(crate) fn chain_of(output: Option<&Output>) -> Result<&Chain, Failure> {
 
 impl Performer {
     /// For one run.
-    pub fn new(settings: Settings, workspace: Workspace, registry: keelway_registry::Client, subject: Subject) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// As [`Settings::registry_client`].
+    pub fn new(settings: Settings, workspace: Workspace, rules: BTreeMap<String, RegistryRule>, subject: Subject) -> Result<Self, Failure> {
+        let registry = settings.registry_client(&rules)?;
+        Ok(Self {
             settings,
             workspace,
             registry,
             subject,
+            rules,
             dockerfile: None,
             builds: Mutex::default(),
             keys: Mutex::default(),
             layers: Mutex::default(),
-        }
+        })
     }
 
     /// The same with a Dockerfile that is not in the context.
@@ -141,13 +147,13 @@ impl Performer {
         let text = self.dockerfile.clone();
         let opened = blocking(move || {
             let opened = match text {
-                Some(text) => build::open_text(tree, text, &wanted, &proxy),
-                None => build::open(&tree, &wanted, &proxy),
+                Some(text) => lower::open_text(tree, text, &wanted, &proxy),
+                None => lower::open(&tree, &wanted, &proxy),
             };
             opened.map_err(Failure::from)
         })
         .await?;
-        let plan = build::lower(&opened, self.store(), &self.registry, &op.platform, progress(&ctx)).await?;
+        let plan = lower::lower(&opened, self.store(), &self.registry, &op.platform, progress(&ctx)).await?;
         if plan.nodes.iter().any(|n| matches!(&n.op, Op::Exec(e) if e.network == Network::Host)) {
             ctx.notice("RUN sees this machine's network (until private networks come); the result may depend on what it fetches").await;
         }
@@ -168,7 +174,7 @@ impl Performer {
     /// Makes sure that the layers of an image whose manifest is in the store are there too, and remembers its name.
     async fn layers_of(&self, ctx: &Ctx, name: &ImageRef, manifest: &Descriptor) -> Result<(), Failure> {
         let store = self.store();
-        let (document, config) = build::config_of(store, manifest)?;
+        let (document, config) = lower::config_of(store, manifest)?;
         let known = store.reference(name).ok().flatten().is_some_and(|d| d.digest == manifest.digest);
         self.registry
             .fetch_layers(store, &name.repository, &document, &config, progress(ctx))
@@ -193,7 +199,7 @@ impl Performer {
                 resolved.map_err(|e| Failure::outside(e.to_string()))?.descriptor
             }
         };
-        let config = Box::new(build::config_of(store, &manifest)?.1);
+        let config = Box::new(lower::config_of(store, &manifest)?.1);
         let op = BaseOp { reference: Some(name.clone()), manifest: Some(manifest.clone()), config };
         Ok((self.base(ctx, &op).await?, manifest))
     }

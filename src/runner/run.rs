@@ -3,12 +3,13 @@
 use crate::perform::{Performer, Subject, Workspace};
 use crate::settings::Settings;
 use crate::source::Pinned;
-use crate::{RunnerError, blocking, build};
+use crate::{RunnerError, blocking, lower};
 use keelway_engine::{CancelToken, Failure, Options, RunReport, StepCache, Tee};
 use keelway_ledger::{AttemptHandle, Ledger, NewRun};
 use keelway_model::plan::BuildOp;
 use keelway_model::{Diagnostics, EventSink, ExitCode, Node, NodeId, Op, Output, Outcome, Plan, RunId, SourceText, Tree};
 use keelway_pipeline::{Definition, Event, Selection, Trigger};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A run that is ready to begin: everything that can be wrong with its definition has been looked at.
@@ -36,7 +37,7 @@ pub async fn prepare(settings: &Settings, pinned: Pinned, event: Event, selectio
         keelway_pipeline::triggers(&definition, &trigger).map_err(RunnerError::NotTriggered)?;
         let plan = keelway_pipeline::plan(&definition, &trigger, &selection)?;
         let mut found = definition.warnings.clone();
-        found.merge(build::check(&plan, &pinned.subject.tree, &settings)?);
+        found.merge(lower::check(&plan, &pinned.subject.tree, &settings)?);
         if found.has_errors() {
             return Err(RunnerError::Definition(found));
         }
@@ -99,9 +100,8 @@ async fn execute_attempt(
     show: Box<dyn EventSink>,
     cancel: CancelToken,
 ) -> Result<RunReport, RunnerError> {
-    let registry = settings.registry_client(&prepared.definition.registries)?;
     let subject = prepared.pinned.subject.clone();
-    let performer = Performer::new(settings.clone(), workspace.clone(), registry, subject.clone());
+    let performer = Performer::new(settings.clone(), workspace.clone(), prepared.definition.registries.clone(), subject.clone())?;
     let mut options = Options::new(attempt.run().clone(), Arc::clone(&settings.clock));
     options.attempt = attempt.attempt();
     options.commit = subject.commit;
@@ -142,20 +142,19 @@ pub async fn build_image(
     let (tree, op, text, proxy) = (Arc::clone(&single.tree), single.op.clone(), single.dockerfile.clone(), settings.proxy_env.clone());
     // Opened once before anything is shown, so that a broken file is reported as one.
     let opened = tokio::task::spawn_blocking(move || match text {
-        Some(text) => build::open_text(tree, text, &op, &proxy),
-        None => build::open(&tree, &op, &proxy),
+        Some(text) => lower::open_text(tree, text, &op, &proxy),
+        None => lower::open(&tree, &op, &proxy),
     })
     .await
     .map_err(|e| Failure::bug(format!("a worker of Keelway failed: {e}")))?;
     match opened {
         Ok(_) => {}
-        Err(build::OpenError::Definition(d)) => return Err(RunnerError::Definition(d)),
-        Err(build::OpenError::Failed(f)) => return Err(RunnerError::Failed(f)),
+        Err(lower::OpenError::Definition(d)) => return Err(RunnerError::Definition(d)),
+        Err(lower::OpenError::Failed(f)) => return Err(RunnerError::Failed(f)),
     }
-    let registry = settings.registry_client(&std::collections::BTreeMap::new())?;
     // Nothing outside decides `created`: not the clock, not the place.
     let subject = Subject { tree: single.tree, commit: None, branch: None, created: settings.build_time };
-    let performer = Performer::new(settings.clone(), workspace.clone(), registry, subject).with_dockerfile(single.dockerfile);
+    let performer = Performer::new(settings.clone(), workspace.clone(), BTreeMap::new(), subject)?.with_dockerfile(single.dockerfile);
     let name = single.op.target.clone().unwrap_or_else(|| "image".into());
     let node = Node { id: NodeId(0), name, needs: Vec::new(), op: Op::Build(single.op), timeout: None, skip: None };
     let plan = Plan { nodes: vec![node], result: Some(NodeId(0)) };

@@ -9,6 +9,7 @@ use keelway_source::GitSettings;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Everything a run depends on besides its source.
 #[derive(Clone)]
@@ -37,6 +38,8 @@ pub struct Settings {
     pub binary: PathBuf,
     /// Proxy variables of this machine, handed to RUN but never part of a key.
     pub proxy_env: Vec<(String, String)>,
+    /// How long a new release must hold, complete, before it counts.
+    pub monitor: Duration,
     /// Build steps and step stages at one time; `None` is one a core.
     pub max_parallel: Option<usize>,
     /// `created` of images that are built without a commit: SOURCE_DATE_EPOCH, else 1970.
@@ -52,6 +55,15 @@ impl Settings {
     /// A rule names an authority that this machine does not know, or asks for plain http that the command
     /// line does not allow.
     pub fn registry_client(&self, rules: &BTreeMap<String, RegistryRule>) -> Result<keelway_registry::Client, Failure> {
+        let settings = self.registry_settings(rules)?;
+        keelway_registry::Client::new(&self.http, settings).map_err(|e| Failure::new(ExitCode::Usage, e.to_string()))
+    }
+
+    /// What is known of registries, the wishes of a pipeline file included.
+    ///
+    /// # Errors
+    /// As [`Settings::registry_client`].
+    pub fn registry_settings(&self, rules: &BTreeMap<String, RegistryRule>) -> Result<RegistrySettings, Failure> {
         let mut settings = self.registry.clone();
         for host in &self.registry_http {
             settings.hosts.entry(host.clone()).or_default().plain_http = true;
@@ -89,6 +101,6 @@ impl Settings {
                 }
             }
         }
-        keelway_registry::Client::new(&self.http, settings).map_err(|e| Failure::new(ExitCode::Usage, e.to_string()))
+        Ok(settings)
     }
 }

@@ -58,7 +58,7 @@ fn outside(e: &dyn std::fmt::Display) -> Failure {
 
 fn checkout(settings: &Settings, at: &std::path::Path, dirty: bool) -> Result<Pinned, Failure> {
     let checkout = Checkout::discover(at).map_err(|e| Failure::new(ExitCode::Usage, e.to_string()))?;
-    let repo = checkout.remote.clone().unwrap_or_else(|| checkout.root.display().to_string());
+    let repo = checkout.remote.as_ref().map_or_else(|| checkout.root.display().to_string(), ToString::to_string);
     let mut remarks = Vec::new();
     let count = checkout.dirty.len();
     let names: Vec<&str> = checkout.dirty.iter().take(3).map(|d| d.path.as_str()).collect();

@@ -4,7 +4,7 @@
 //! left running is not. Values reach the script as environment, never by substitution into it.
 
 use crate::perform::{Performer, chain_of};
-use crate::{blocking, build, exec};
+use crate::{blocking, exec, lower};
 use keelway_engine::{Ctx, Failure, Performed};
 use keelway_model::Output;
 use keelway_model::plan::{ImageSource, StepsOp, UserSpec};
@@ -25,7 +25,7 @@ pub(crate) async fn run(performer: &Performer, ctx: &Ctx, op: &StepsOp, inputs: 
         (ImageSource::Node(_), Some(Output::Image(image))) => (image.chain.clone(), image.manifest.clone()),
         (ImageSource::Node(_), other) => return Err(Failure::bug(format!("the steps' image is {:?}", chain_of(other).err()))),
     };
-    let config = build::config_of(store, &manifest)?.1.config;
+    let config = lower::config_of(store, &manifest)?.1.config;
     let mut base: Vec<(String, String)> = Vec::new();
     for pair in &config.env {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -28,7 +28,8 @@ impl Builder {
         }
     }
     fn there(self) -> bool {
-        self == Self::Keelway || Command::new("buildah").arg("--version").output().is_ok_and(|o| o.status.success())
+        self == Self::Keelway
+            || Command::new("buildah").arg("--version").output().is_ok_and(|o| o.status.success())
     }
 }
 
@@ -58,12 +59,21 @@ impl Bench {
             let layout = layout.to_str().expect("the cache path is UTF-8");
             match builder {
                 Builder::Keelway => run(self.command(builder, &store).args(["image", "load", layout, name])),
-                Builder::Buildah => run(self.command(builder, &store).args(["pull", "-q", &format!("oci:{layout}:latest")]))
-                    .and_then(|_| {
-                        let out = self.command(builder, &store).args(["images", "-q", "--no-trunc"]).output()?;
-                        let id = String::from_utf8_lossy(&out.stdout).lines().next().unwrap_or_default().to_owned();
-                        run(self.command(builder, &store).args(["tag", &id, name]))
-                    }),
+                Builder::Buildah => {
+                    run(self.command(builder, &store).args(["pull", "-q", &format!("oci:{layout}:latest")]))
+                        .and_then(|_| {
+                            let out = self
+                                .command(builder, &store)
+                                .args(["images", "-q", "--no-trunc"])
+                                .output()?;
+                            let id = String::from_utf8_lossy(&out.stdout)
+                                .lines()
+                                .next()
+                                .unwrap_or_default()
+                                .to_owned();
+                            run(self.command(builder, &store).args(["tag", &id, name]))
+                        })
+                }
             }?;
         }
         Ok(store)
@@ -79,7 +89,14 @@ impl Bench {
             }
             Builder::Buildah => {
                 let mut c = Command::new("buildah");
-                c.args(["--root", &format!("{store}/root"), "--runroot", &format!("{store}/run"), "--storage-driver", "overlay"]);
+                c.args([
+                    "--root",
+                    &format!("{store}/root"),
+                    "--runroot",
+                    &format!("{store}/run"),
+                    "--storage-driver",
+                    "overlay",
+                ]);
                 c
             }
         }
@@ -89,17 +106,39 @@ impl Bench {
         let mut c = self.command(builder, store);
         match builder {
             Builder::Keelway => c.args(["image", "build", "-t", "bench/result:1"]).arg(context),
-            Builder::Buildah => c.args(["build", "--layers", "--runtime", "runc", "--network", "host", "--jobs", "2", "-q", "-t", "bench/result:1"]).arg(context),
+            Builder::Buildah => c
+                .args([
+                    "build",
+                    "--layers",
+                    "--runtime",
+                    "runc",
+                    "--network",
+                    "host",
+                    "--jobs",
+                    "2",
+                    "-q",
+                    "-t",
+                    "bench/result:1",
+                ])
+                .arg(context),
         };
         run(&mut c)
     }
 
-    fn workload(&self, w: &Workload, builders: &[Builder], report: &mut Vec<serde_json::Value>) -> io::Result<()> {
+    fn workload(
+        &self,
+        w: &Workload,
+        builders: &[Builder],
+        report: &mut Vec<serde_json::Value>,
+    ) -> io::Result<()> {
         let context = self.dir.join(w.name);
         fs::create_dir_all(&context)?;
         workloads::make(w.name, &context)?;
         let mut times: Vec<(Builder, &'static str, Vec<Duration>)> = Vec::new();
-        let mut note = |b: Builder, what: &'static str, t: Duration| match times.iter_mut().find(|(tb, tw, _)| *tb == b && *tw == what) {
+        let mut note = |b: Builder, what: &'static str, t: Duration| match times
+            .iter_mut()
+            .find(|(tb, tw, _)| *tb == b && *tw == what)
+        {
             Some((_, _, list)) => list.push(t),
             None => times.push((b, what, vec![t])),
         };
@@ -121,7 +160,8 @@ impl Bench {
         for (builder, what, mut list) in times {
             list.sort();
             let (median, least, most) = (list[list.len() / 2], list[0], list[list.len() - 1]);
-            let per_run = (w.runs > 0 && what == "nothing cached").then(|| format!(" ({:.1} ms a RUN)", median.as_secs_f64() * 1e3 / f64::from(w.runs)));
+            let per_run = (w.runs > 0 && what == "nothing cached")
+                .then(|| format!(" ({:.1} ms a RUN)", median.as_secs_f64() * 1e3 / f64::from(w.runs)));
             let ms = |d: Duration| d.as_secs_f64() * 1e3;
             writeln!(
                 io::stdout(),
@@ -146,7 +186,10 @@ fn file_system(dir: &Path) -> String {
 
 fn bench() -> io::Result<()> {
     let mut args = std::env::args().skip(1);
-    let keelway = PathBuf::from(args.next().ok_or_else(|| io::Error::other("usage: tests/bench/run [--rounds N] [--on DIR] [WORKLOAD..]"))?);
+    let keelway =
+        PathBuf::from(args.next().ok_or_else(|| {
+            io::Error::other("usage: tests/bench/run [--rounds N] [--on DIR] [WORKLOAD..]")
+        })?);
     let (mut rounds, mut on, mut names) = (5, PathBuf::from("/dev/shm"), Vec::new());
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| io::Error::other(format!("{arg} needs a value")));
@@ -159,7 +202,8 @@ fn bench() -> io::Result<()> {
     let dir = tempfile::Builder::new().prefix("keelway-bench-").tempdir_in(&on)?;
     let bases = [("busybox", base::oci_layout(Base::Busybox)?), ("debian", base::oci_layout(Base::Python)?)];
     let bench = Bench { keelway, dir: dir.path().to_owned(), rounds, bases };
-    let builders: Vec<Builder> = [Builder::Keelway, Builder::Buildah].into_iter().filter(|b| b.there()).collect();
+    let builders: Vec<Builder> =
+        [Builder::Keelway, Builder::Buildah].into_iter().filter(|b| b.there()).collect();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     writeln!(io::stdout(), "kernel {}, stores on {}, {rounds} rounds\n", kernel.trim(), file_system(&on))?;
     writeln!(io::stdout(), "| workload | case | builder | median | spread |\n|---|---|---|---|---|")?;

@@ -120,8 +120,9 @@ fn app(dir: &Path, rng: &mut Rng) -> io::Result<()> {
 /// Text-like content that compresses about three to one.
 fn pool(rng: &mut Rng) -> Vec<u8> {
     const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz_(){};";
-    let words: Vec<Vec<u8>> =
-        (0..4000).map(|_| (0..2 + rng.below(11)).map(|_| LETTERS[rng.below(LETTERS.len() as u64) as usize]).collect()).collect();
+    let words: Vec<Vec<u8>> = (0..4000)
+        .map(|_| (0..2 + rng.below(11)).map(|_| LETTERS[rng.below(LETTERS.len() as u64) as usize]).collect())
+        .collect();
     let mut out = Vec::new();
     for _ in 0..1_500_000 {
         out.extend_from_slice(&words[rng.below(4000) as usize]);

@@ -84,7 +84,10 @@ pub fn busybox_rootfs(root: &Path) -> io::Result<()> {
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
     fs::copy("/bin/busybox", root.join("bin/busybox"))?;
     fs::set_permissions(root.join("bin/busybox"), fs::Permissions::from_mode(0o755))?;
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    )?;
     fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
     let applets = Command::new("/bin/busybox").arg("--list").output()?;
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|a| *a != "busybox") {
@@ -124,7 +127,8 @@ fn write_layout(tar: &Path, layout: &Path, env: &[&str]) -> io::Result<()> {
     fs::create_dir_all(&blobs)?;
     let (diff_id, _) = sha256_of(tar)?;
     let gz = layout.join("layer.gz");
-    let status = Command::new("gzip").args(["-1", "-n", "-c"]).arg(tar).stdout(File::create(&gz)?).status()?;
+    let status =
+        Command::new("gzip").args(["-1", "-n", "-c"]).arg(tar).stdout(File::create(&gz)?).status()?;
     if !status.success() {
         return Err(io::Error::other("gzip failed"));
     }
@@ -163,7 +167,11 @@ mod tests {
     #[test]
     fn a_busybox_layout_is_read_by_skopeo() {
         let layout = oci_layout(Base::Busybox).unwrap();
-        let out = Command::new("skopeo").arg("inspect").arg(format!("oci:{}:latest", layout.display())).output().unwrap();
+        let out = Command::new("skopeo")
+            .arg("inspect")
+            .arg(format!("oci:{}:latest", layout.display()))
+            .output()
+            .unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     }
 }

@@ -37,7 +37,17 @@ pub fn prepare(keelway: &Path, example: &Path) -> io::Result<Rig> {
 /// Commits everything of /root/web; the first time it makes the repository.
 pub fn commit(rig: &Rig, message: &str) -> io::Result<String> {
     let git = |args: &[&str]| {
-        let mut argv = vec!["git", "-C", "/root/web", "-c", "user.name=rig", "-c", "user.email=rig@rig.test", "-c", "init.defaultBranch=main"];
+        let mut argv = vec![
+            "git",
+            "-C",
+            "/root/web",
+            "-c",
+            "user.name=rig",
+            "-c",
+            "user.email=rig@rig.test",
+            "-c",
+            "init.defaultBranch=main",
+        ];
         argv.extend(args);
         rig.deployer.run(&argv)
     };
@@ -68,7 +78,13 @@ pub const RUN: [&str; 9] = [
 
 /// Runs the pipeline on the deployer, output to ours.
 pub fn pipeline(rig: &Rig) -> io::Result<()> {
-    let status = rig.deployer.command("keelway").args(RUN).stdout(Stdio::from(io::stderr())).stderr(Stdio::inherit()).status()?;
+    let status = rig
+        .deployer
+        .command("keelway")
+        .args(RUN)
+        .stdout(Stdio::from(io::stderr()))
+        .stderr(Stdio::inherit())
+        .status()?;
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("keelway run ended with {status}"))) }
 }
 
@@ -99,7 +115,12 @@ impl Sender {
     /// Stops sending, waits for what is in flight and returns the book.
     pub fn stop(mut self) -> io::Result<Vec<Entry>> {
         drop(self.child.stdin.take());
-        let text = self.out.take().expect("taken once").join().map_err(|_| io::Error::other("the reader panicked"))??;
+        let text = self
+            .out
+            .take()
+            .expect("taken once")
+            .join()
+            .map_err(|_| io::Error::other("the reader panicked"))??;
         self.child.wait()?;
         text.lines().map(Entry::from_json).collect()
     }
@@ -151,14 +172,19 @@ fn find_logs(dir: &Path, out: &mut Vec<std::path::PathBuf>) -> io::Result<()> {
 /// Whether some request was in flight at the old version while the new one already answered.
 pub fn swap_had_requests_in_flight(book: &[Entry], old: &str, new: &str) -> bool {
     let first_new = book.iter().filter(|e| e.result.as_deref() == Ok(new)).map(|e| e.done_ms).min();
-    first_new.is_some_and(|t| book.iter().any(|e| e.result.as_deref() == Ok(old) && e.sent_ms < t && e.done_ms > t))
+    first_new.is_some_and(|t| {
+        book.iter().any(|e| e.result.as_deref() == Ok(old) && e.sent_ms < t && e.done_ms > t)
+    })
 }
 
 /// What must hold for a run to count, beside the zeros.
 pub fn check(book: &[Entry], verdict: &Verdict) -> io::Result<()> {
     let fail = |text: String| Err(io::Error::other(text));
     if book.len() < FEWEST {
-        return fail(format!("only {} requests were sent; {FEWEST} are needed to prove anything", book.len()));
+        return fail(format!(
+            "only {} requests were sent; {FEWEST} are needed to prove anything",
+            book.len()
+        ));
     }
     for version in ["1", "2"] {
         if !verdict.versions.contains_key(version) {
@@ -169,7 +195,10 @@ pub fn check(book: &[Entry], verdict: &Verdict) -> io::Result<()> {
         return fail("no request was in flight during the swap".into());
     }
     if let Some(id) = verdict.unlogged.first() {
-        return fail(format!("{} ids were answered but stand in no log, {id} for one", verdict.unlogged.len()));
+        return fail(format!(
+            "{} ids were answered but stand in no log, {id} for one",
+            verdict.unlogged.len()
+        ));
     }
     if let Some(lost) = verdict.lost.first() {
         return fail(format!("lost {}: {:?}", lost.id, lost.result));
@@ -204,7 +233,11 @@ pub fn run(keelway: &Path, example: &Path) -> io::Result<()> {
     }
     let checked = check(&book, &verdict);
     drop(rig);
-    say(&format!("done in {:.0?}; kept: the Debian packages, target/ and {}", begun.elapsed(), base::cache_dir().display()));
+    say(&format!(
+        "done in {:.0?}; kept: the Debian packages, target/ and {}",
+        begun.elapsed(),
+        base::cache_dir().display()
+    ));
     writeln!(io::stdout(), "{}", verdict.line())?;
     checked
 }

@@ -46,7 +46,9 @@ impl Entry {
     /// As a line of the book.
     pub fn to_json(&self) -> Value {
         match &self.result {
-            Ok(version) => json!({"id": self.id, "sent": self.sent_ms, "done": self.done_ms, "version": version}),
+            Ok(version) => {
+                json!({"id": self.id, "sent": self.sent_ms, "done": self.done_ms, "version": version})
+            }
             Err(error) => json!({"id": self.id, "sent": self.sent_ms, "done": self.done_ms, "error": error}),
         }
     }
@@ -59,7 +61,12 @@ impl Entry {
             (Some(version), _) => Ok(version),
             (_, error) => Err(error.unwrap_or_default()),
         };
-        Ok(Self { id, sent_ms: v["sent"].as_u64().unwrap_or(0), done_ms: v["done"].as_u64().unwrap_or(0), result })
+        Ok(Self {
+            id,
+            sent_ms: v["sent"].as_u64().unwrap_or(0),
+            done_ms: v["done"].as_u64().unwrap_or(0),
+            result,
+        })
     }
 }
 
@@ -76,7 +83,8 @@ fn kind(n: u32) -> (&'static str, bool, u32) {
 pub async fn run(load: Load, stop: impl Future<Output = ()>) -> Vec<Entry> {
     let start = Instant::now();
     let book = Arc::new(Mutex::new(Vec::new()));
-    let idle: Arc<Vec<Mutex<Vec<BufReader<TcpStream>>>>> = Arc::new(load.targets.iter().map(|_| Mutex::new(Vec::new())).collect());
+    let idle: Arc<Vec<Mutex<Vec<BufReader<TcpStream>>>>> =
+        Arc::new(load.targets.iter().map(|_| Mutex::new(Vec::new())).collect());
     let mut tasks = tokio::task::JoinSet::new();
     let mut tick = tokio::time::interval(Duration::from_secs(1) / load.rate.max(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
@@ -105,7 +113,12 @@ pub async fn run(load: Load, stop: impl Future<Output = ()>) -> Vec<Entry> {
     Arc::into_inner(book).expect("every task ended").into_inner().expect("no holder panics")
 }
 
-async fn send(n: u32, target: SocketAddr, id: &str, idle: &Mutex<Vec<BufReader<TcpStream>>>) -> io::Result<String> {
+async fn send(
+    n: u32,
+    target: SocketAddr,
+    id: &str,
+    idle: &Mutex<Vec<BufReader<TcpStream>>>,
+) -> io::Result<String> {
     let (method, fresh, ms) = kind(n);
     let kept = if fresh { None } else { idle.lock().expect("no holder panics").pop() };
     let mut stream = match kept {
@@ -118,10 +131,14 @@ async fn send(n: u32, target: SocketAddr, id: &str, idle: &Mutex<Vec<BufReader<T
     };
     let connection = if fresh { "close" } else { "keep-alive" };
     let request = if method == "GET" {
-        format!("GET /work?id={id}&ms={ms} HTTP/1.1\r\nHost: web.rig.test\r\nConnection: {connection}\r\n\r\n")
+        format!(
+            "GET /work?id={id}&ms={ms} HTTP/1.1\r\nHost: web.rig.test\r\nConnection: {connection}\r\n\r\n"
+        )
     } else {
         let length = id.len();
-        format!("POST /work?ms={ms} HTTP/1.1\r\nHost: web.rig.test\r\nConnection: {connection}\r\nContent-Length: {length}\r\n\r\n{id}")
+        format!(
+            "POST /work?ms={ms} HTTP/1.1\r\nHost: web.rig.test\r\nConnection: {connection}\r\nContent-Length: {length}\r\n\r\n{id}"
+        )
     };
     stream.get_mut().write_all(request.as_bytes()).await?;
     let answer = answer(&mut stream).await?;
@@ -191,7 +208,12 @@ pub struct Verdict {
 impl Verdict {
     /// The line that ends a run.
     pub fn line(&self) -> String {
-        format!("requests: {}, lost: {}, duplicated: {}", self.requests, self.lost.len(), self.duplicated.len())
+        format!(
+            "requests: {}, lost: {}, duplicated: {}",
+            self.requests,
+            self.lost.len(),
+            self.duplicated.len()
+        )
     }
 }
 
@@ -234,12 +256,18 @@ mod tests {
     use super::*;
 
     fn entry(id: &str, result: Result<&str, &str>) -> Entry {
-        Entry { id: id.into(), sent_ms: 0, done_ms: 1, result: result.map(str::to_owned).map_err(str::to_owned) }
+        Entry {
+            id: id.into(),
+            sent_ms: 0,
+            done_ms: 1,
+            result: result.map(str::to_owned).map_err(str::to_owned),
+        }
     }
 
     #[test]
     fn the_verdict_tells_lost_duplicated_and_unlogged_apart() {
-        let book = [entry("a", Ok("1")), entry("b", Ok("2")), entry("c", Err("refused")), entry("d", Ok("2"))];
+        let book =
+            [entry("a", Ok("1")), entry("b", Ok("2")), entry("c", Err("refused")), entry("d", Ok("2"))];
         let v = judge(&book, ids_of("x id=a version=1\nid=b version=2\nid=b version=2\nnoise\n"));
         assert_eq!(v.line(), "requests: 4, lost: 1, duplicated: 1");
         assert_eq!(v.unlogged, ["d"]);

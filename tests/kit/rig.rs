@@ -61,10 +61,15 @@ impl Drop for Service {
 fn parent_dir() -> PathBuf {
     let free = fs::read_to_string("/proc/meminfo")
         .ok()
-        .and_then(|t| t.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()))
+        .and_then(|t| {
+            t.lines().find_map(|l| {
+                l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+            })
+        })
         .unwrap_or(0);
     let shm = Path::new("/dev/shm");
-    let room = nix::sys::statvfs::statvfs(shm).map_or(0, |s| s.blocks_available() as u64 * s.fragment_size() as u64);
+    let room =
+        nix::sys::statvfs::statvfs(shm).map_or(0, |s| s.blocks_available() as u64 * s.fragment_size() as u64);
     if free > 6 << 20 && room > 4 << 30 { shm.to_path_buf() } else { PathBuf::from("/var/tmp") }
 }
 
@@ -72,19 +77,26 @@ impl Rig {
     /// Makes the whole rig.
     pub fn start(options: &Options) -> io::Result<Self> {
         reap();
-        let id = format!("{}-{}", std::process::id(), std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.subsec_nanos()));
+        let id = format!(
+            "{}-{}",
+            std::process::id(),
+            std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.subsec_nanos())
+        );
         let dir = parent_dir().join(format!("keelway-rig-{id}"));
         fs::create_dir_all(&dir)?;
         let lock = File::create(dir.join("lock"))?;
         lock.lock()?;
         let hosts_file = hosts_file(options.hosts);
-        let start = |name: &str| Node::start(name, &dir.join(name), &format!("keelway-rig-{id}/{name}"), &hosts_file);
+        let start =
+            |name: &str| Node::start(name, &dir.join(name), &format!("keelway-rig-{id}/{name}"), &hosts_file);
         let switch = start("switch")?;
         let registry = start("registry")?;
         let deployer = start("deployer")?;
         let load = start("load")?;
-        let hosts = (1..=options.hosts).map(|i| start(&format!("host{i}"))).collect::<io::Result<Vec<_>>>()?;
-        let mut rig = Self { services: Vec::new(), hosts, registry, deployer, load, switch, dir, id, _lock: lock };
+        let hosts =
+            (1..=options.hosts).map(|i| start(&format!("host{i}"))).collect::<io::Result<Vec<_>>>()?;
+        let mut rig =
+            Self { services: Vec::new(), hosts, registry, deployer, load, switch, dir, id, _lock: lock };
         rig.connect()?;
         rig.install(&options.keelway)?;
         rig.start_registry()?;
@@ -114,10 +126,16 @@ impl Rig {
         let link = format!("p{last}");
         // The switch's own pid namespace does not know the other node's pid, so the move is made from outside.
         let mut add = Command::new("nsenter");
-        add.arg(format!("--target={}", self.switch.init_pid())).args(["--net", "--", "ip", "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns"]);
+        add.arg(format!("--target={}", self.switch.init_pid())).args([
+            "--net", "--", "ip", "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns",
+        ]);
         let out = add.arg(node.init_pid().to_string()).output()?;
         if !out.status.success() {
-            return Err(io::Error::other(format!("linking {}: {}", node.name(), String::from_utf8_lossy(&out.stderr))));
+            return Err(io::Error::other(format!(
+                "linking {}: {}",
+                node.name(),
+                String::from_utf8_lossy(&out.stderr)
+            )));
         }
         self.switch.run(&["ip", "link", "set", &link, "master", "rig0", "up"])?;
         node.run(&["ip", "addr", "add", &format!("198.18.0.{last}/24"), "dev", "eth0"])?;
@@ -187,10 +205,18 @@ impl Rig {
              http:\n  addr: :443\n  tls: {certificate: /root/cert.pem, key: /root/key.pem}\n",
         )?;
         let log = File::create(self.dir.join("registry.log"))?;
-        let child = self.registry.command("docker-registry").args(["serve", "/root/registry.yml"]).stdout(log.try_clone()?).stderr(log).spawn()?;
+        let child = self
+            .registry
+            .command("docker-registry")
+            .args(["serve", "/root/registry.yml"])
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
         self.services.push(Service(child));
         wait_for(Duration::from_secs(20), "docker-registry", || {
-            self.deployer.run(&["curl", "-sf", "--cacert", "/root/rig_ca.pem", &format!("https://{REGISTRY}/v2/")]).is_ok()
+            self.deployer
+                .run(&["curl", "-sf", "--cacert", "/root/rig_ca.pem", &format!("https://{REGISTRY}/v2/")])
+                .is_ok()
         })
     }
 
@@ -220,7 +246,15 @@ impl Rig {
         copy_dir(layout, &inside)?;
         let from = format!("oci:/var/lib/keelway/bases/{}:latest", repository.replace('/', "-"));
         let to = format!("docker://{REGISTRY}/{repository}:{tag}");
-        let pushed = self.deployer.run(&["skopeo", "--insecure-policy", "copy", "--quiet", "--preserve-digests", &from, &to]);
+        let pushed = self.deployer.run(&[
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--preserve-digests",
+            &from,
+            &to,
+        ]);
         fs::remove_dir_all(self.deployer.state_dir().join("bases"))?;
         pushed.map(drop)
     }
@@ -229,7 +263,12 @@ impl Rig {
     pub fn reboot(&mut self, host: usize) -> io::Result<()> {
         let name = self.hosts[host].name().to_owned();
         self.hosts[host].kill();
-        let fresh = Node::start(&name, &self.dir.join(&name), &format!("keelway-rig-{}/{name}", self.id), &hosts_file(self.hosts.len()))?;
+        let fresh = Node::start(
+            &name,
+            &self.dir.join(&name),
+            &format!("keelway-rig-{}/{name}", self.id),
+            &hosts_file(self.hosts.len()),
+        )?;
         self.hosts[host] = fresh;
         let last = u8::try_from(11 + host).map_err(io::Error::other)?;
         // The old link went with the old network namespace.
@@ -241,7 +280,12 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         self.services.clear();
-        for node in self.hosts.iter_mut().chain([&mut self.load, &mut self.deployer, &mut self.registry, &mut self.switch]) {
+        for node in self.hosts.iter_mut().chain([
+            &mut self.load,
+            &mut self.deployer,
+            &mut self.registry,
+            &mut self.switch,
+        ]) {
             node.kill();
         }
         remove_cgroups(&format!("keelway-rig-{}", self.id));
@@ -250,7 +294,8 @@ impl Drop for Rig {
 }
 
 fn hosts_file(hosts: usize) -> String {
-    let mut text = format!("127.0.0.1 localhost\n198.18.0.2 {REGISTRY}\n198.18.0.3 deployer\n198.18.0.4 load\n");
+    let mut text =
+        format!("127.0.0.1 localhost\n198.18.0.2 {REGISTRY}\n198.18.0.3 deployer\n198.18.0.4 load\n");
     for i in 0..hosts {
         text.push_str(&format!("198.18.0.{} host{}\n", 11 + i, i + 1));
     }
@@ -258,8 +303,15 @@ fn hosts_file(hosts: usize) -> String {
 }
 
 fn keygen(path: &Path) -> io::Result<()> {
-    let out = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "rig", "-f"]).arg(path).output()?;
-    if out.status.success() { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&out.stderr).into_owned())) }
+    let out = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "rig", "-f"])
+        .arg(path)
+        .output()?;
+    if out.status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(String::from_utf8_lossy(&out.stderr).into_owned()))
+    }
 }
 
 /// Copies a folder of plain files.
@@ -268,7 +320,11 @@ pub fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() { copy_dir(&entry.path(), &target)? } else { fs::copy(entry.path(), target).map(drop)? }
+        if entry.file_type()?.is_dir() {
+            copy_dir(&entry.path(), &target)?
+        } else {
+            fs::copy(entry.path(), target).map(drop)?
+        }
     }
     Ok(())
 }

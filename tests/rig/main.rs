@@ -8,9 +8,9 @@ use keelway_tests::base::{self, Base};
 use keelway_tests::demo;
 use keelway_tests::load::{self, Load};
 use keelway_tests::rig;
+use nix::sys::signal::{SigSet, Signal};
 use std::io::{self, BufRead, Write};
 use std::path::Path;
-use nix::sys::signal::{SigSet, Signal};
 use std::process::{Command, ExitCode};
 
 fn main() -> ExitCode {
@@ -49,14 +49,19 @@ fn guarded(args: &[String]) -> io::Result<()> {
     let mut child = Command::new(std::env::current_exe()?).arg("__demo").args(&args[1..]).spawn()?;
     let status = child.wait()?;
     rig::reap();
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("the demonstration ended with {status}"))) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("the demonstration ended with {status}")))
+    }
 }
 
 /// Sends until standard input ends, then writes the book to standard output. A line `first` goes out
 /// before it, when the first 50 requests were answered.
 fn send(prefix: &str, rate: &str, most: &str, targets: &[&str]) -> io::Result<()> {
     let number = |s: &str| s.parse::<u32>().map_err(io::Error::other);
-    let targets = targets.iter().map(|t| t.parse().map_err(io::Error::other)).collect::<io::Result<Vec<_>>>()?;
+    let targets =
+        targets.iter().map(|t| t.parse().map_err(io::Error::other)).collect::<io::Result<Vec<_>>>()?;
     let load = Load { targets, rate: number(rate)?, most: number(most)?, prefix: prefix.to_owned() };
     let (tell, told) = tokio::sync::oneshot::channel::<()>();
     std::thread::spawn(move || {

@@ -75,7 +75,7 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
     let op = BuildOp { context: ".".into(), file, target: args.target, args: build_args(&args.build_arg)?, platform: Platform::host(), limits: Limits::default() };
     let workspace = Workspace::open(&settings)?;
     let single = SingleBuild { tree: Arc::new(tree), op, dockerfile: text };
-    let show = render::events(&context.style, &settings.clock);
+    let show = render::events(&context.style, render::Record::Nowhere);
     let report = build_image(&settings, &workspace, single, show, context.cancel.token()).await?;
     if report.exit != ExitCode::Done {
         return Err(CommandError::Ended(report.exit));

@@ -42,7 +42,7 @@ pub async fn run(context: &Context, stages: &[String], source: &Source, names: &
     let workspace = Workspace::open(&settings)?;
     let ledger = open_ledger(&settings)?;
     let run = record(&ledger, &prepared)?;
-    let show = render::events(&context.style, &settings.clock);
+    let show = render::events(&context.style, render::Record::Kept);
     let report = execute(&settings, &workspace, &ledger, &run, prepared, show, context.cancel.token()).await?;
     // What was thrown away is deleted when the result is known, and not for long.
     let _ = workspace.store.empty_trash(std::time::Duration::from_millis(500));

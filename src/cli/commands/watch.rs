@@ -27,7 +27,7 @@ impl Watcher for Show {
         }
     }
     fn sink(&self, _run: &RunId) -> Box<dyn EventSink> {
-        render::events(&self.style, &self.clock)
+        render::events(&self.style, render::Record::Kept)
     }
 }
 

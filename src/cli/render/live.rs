@@ -1,15 +1,18 @@
 //! The terminal: what is over scrolls up, below it one line for each node that runs.
 //!
-//! A live line is cut to the width of the terminal, never wrapped, so the block's height is its number of nodes
-//! and a redraw after a resize starts at the right row.
+//! A live line is cut to the width of the terminal, never wrapped; [`Terminal`] keeps the block right after a resize.
 
 use crate::render::story::{Said, Story};
 use crate::render::style::Style;
+use crate::render::terminal::Terminal;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use keelway_model::{EventKind, EventSink, NodeId, RunEvent, SinkError};
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
+
+/// Redraws a second, at most.
+const REDRAWS: u8 = 15;
 
 /// The live form.
 pub(super) struct Live {
@@ -22,11 +25,13 @@ pub(super) struct Live {
 
 impl Live {
     pub fn on_stderr(story: Story, style: &Style) -> Self {
-        Self::on(ProgressDrawTarget::stderr(), Box::new(io::stderr()), story, style)
+        let terminal = Terminal::new(Box::new(io::stderr()), || console::Term::stderr().size());
+        Self::on(terminal, Box::new(io::stderr()), story, style)
     }
 
-    /// `target` draws the live lines, `out` writes to the same terminal.
-    pub fn on(target: ProgressDrawTarget, out: Box<dyn io::Write + Send>, story: Story, style: &Style) -> Self {
+    /// `terminal` draws the live lines, `out` writes to the same terminal.
+    pub fn on(terminal: Terminal, out: Box<dyn io::Write + Send>, story: Story, style: &Style) -> Self {
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal), REDRAWS);
         let all = MultiProgress::with_draw_target(target);
         Self { all, out, lines: BTreeMap::new(), story, template: template(style) }
     }

@@ -11,6 +11,7 @@ mod forms;
 mod live;
 mod story;
 mod style;
+mod terminal;
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::render::style::Style;
-use indicatif::{ProgressDrawTarget, TermLike};
 use keelway_model::{
     Attempt, Diagnostic, Diagnostics, EventKind, KeyPart, LogStream, MissReason, NodeId, Outcome, RunEvent, SkipReason, SourceText, Span,
     Timestamp, WaitReason,
@@ -161,71 +160,103 @@ fn a_reader_that_went_away_stops_nothing_and_a_full_disk_is_said() {
     assert!(error.to_string().contains("is the disk full?"), "{error}");
 }
 
-/// A terminal that remembers what was written to it, without cursor movements.
-#[derive(Debug, Clone, Default)]
-struct Screen(Arc<Mutex<String>>);
-
-impl Write for Screen {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().push_str(std::str::from_utf8(bytes).unwrap());
-        Ok(bytes.len())
+#[test]
+fn live_lines_show_what_runs_and_leave_what_is_over() {
+    let screen = Shared::default();
+    let style = Style::plain(false);
+    let terminal = terminal::Terminal::new(Box::new(screen.clone()), || (30, 100));
+    let mut live = live::Live::on(terminal, Box::new(screen.clone()), Story::new(style.clone(), Record::Kept), &style);
+    for event in run_that_fails() {
+        live.events(&[event]).unwrap();
     }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    let text = screen.text();
+    assert!(!text.contains("\x1b]"), "no escape sequence of a step's output: {text:?}");
+    let text = clean_lines(&text);
+    for line in ["= image [app 2/3] COPY . /src: cached\n", "+ image: done in 4.3s -> sha256:0123456789ab\n", "  | fake: step passed\n"] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    let last = "x run 20261123-140309-3fa2c1 failed after 3m11s, exit code 1";
+    assert!(text.lines().last().unwrap().starts_with(last), "{text}");
+}
+
+/// The other side of the resize test: draws, and goes on when it is told to.
+#[test]
+#[ignore = "run by the resize test, in a terminal and a directory of its own"]
+fn child_that_draws_in_a_terminal() {
+    let style = Style::plain(false);
+    let mut live = live::Live::on_stderr(Story::new(style.clone(), Record::Kept), &style);
+    let events = run_that_fails();
+    let test_runs = events.iter().position(|e| matches!(&e.kind, EventKind::Log { text, .. } if text.starts_with("test case 3 "))).unwrap();
+    live.events(&events[..test_runs]).unwrap();
+    std::fs::write("drawn", "").unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !std::path::Path::new("go").exists() && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    live.events(&events[test_runs..]).unwrap();
+    std::fs::write("ended", "").unwrap();
+    while !std::path::Path::new("leave").exists() && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
     }
 }
 
-impl TermLike for Screen {
-    fn width(&self) -> u16 {
-        100
+/// A tmux server of its own, ended with the test.
+struct Tmux(std::path::PathBuf);
+
+impl Tmux {
+    fn run(&self, args: &[&str]) -> String {
+        let out = std::process::Command::new("tmux").arg("-S").arg(self.0.join("socket")).args(["-f", "/dev/null"]).args(args).output();
+        let out = out.expect("tmux is installed");
+        assert!(out.status.success(), "tmux {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
     }
-    fn height(&self) -> u16 {
-        30
+    fn wait_for(&self, what: &str, there: impl Fn() -> bool) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
+        while !there() {
+            assert!(std::time::Instant::now() < deadline, "{what} within 15 seconds");
+            std::thread::yield_now();
+        }
     }
-    fn move_cursor_up(&self, _: usize) -> io::Result<()> {
-        Ok(())
+    fn screen(&self) -> String {
+        self.run(&["capture-pane", "-p", "-J", "-S", "-"])
     }
-    fn move_cursor_down(&self, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-    fn move_cursor_right(&self, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-    fn move_cursor_left(&self, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-    fn write_line(&self, s: &str) -> io::Result<()> {
-        self.0.lock().unwrap().push_str(&format!("{s}\n"));
-        Ok(())
-    }
-    fn write_str(&self, s: &str) -> io::Result<()> {
-        self.0.lock().unwrap().push_str(s);
-        Ok(())
-    }
-    fn clear_line(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("tmux").arg("-S").arg(self.0.join("socket")).arg("kill-server").output();
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
 #[test]
-fn live_lines_show_what_runs_and_leave_what_is_over() {
-    let screen = Screen::default();
-    let style = Style::plain(false);
-    let target = ProgressDrawTarget::term_like_with_hz(Box::new(screen.clone()), 255);
-    let mut live = live::Live::on(target, Box::new(screen.clone()), Story::new(style.clone(), Record::Kept), &style);
-    for event in run_that_fails() {
-        live.events(&[event]).unwrap();
+fn live_lines_leave_no_litter_when_the_terminal_gets_narrow() {
+    let dir = std::path::PathBuf::from(format!("/dev/shm/keelway-resize-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let tmux = Tmux(dir.clone());
+    let exe = std::env::current_exe().unwrap();
+    let child = format!(
+        "cd {} && exec {} --exact render::tests::child_that_draws_in_a_terminal --ignored --nocapture --test-threads=1",
+        dir.display(),
+        exe.display()
+    );
+    tmux.run(&["new-session", "-d", "-x", "120", "-y", "50", &child]);
+    let live = "test | test case 2 ok";
+    tmux.wait_for("the first drawing", || dir.join("drawn").exists());
+    tmux.wait_for("the live line", || tmux.screen().contains(live));
+    // Narrower than the live line is long.
+    tmux.run(&["resize-window", "-x", "20", "-y", "50"]);
+    tmux.wait_for("the narrow window", || tmux.run(&["display-message", "-p", "#{pane_width}"]).trim() == "20");
+    std::fs::write(dir.join("go"), "").unwrap();
+    tmux.wait_for("the end", || dir.join("ended").exists());
+    tmux.wait_for("the last line", || tmux.screen().contains("failed: test"));
+    let screen = tmux.screen();
+    std::fs::write(dir.join("leave"), "").unwrap();
+    assert!(!screen.contains(live), "the live line is gone: {screen}");
+    assert!(!screen.contains("0s "), "so is every other: {screen}");
+    for once in ["+ image: done in 4.3s", "= image [app 2/3] COPY . /src: cached", "x test: failed after 3m07s"] {
+        assert_eq!(screen.matches(once).count(), 1, "{once}: {screen}");
     }
-    let text = screen.0.lock().unwrap().clone();
-    assert!(!text.contains("\x1b]"), "no escape sequence of a step's output: {text}");
-    for line in ["= image [app 2/3] COPY . /src: cached", "+ image: done in 4.3s -> sha256:0123456789ab", "  | fake: step passed"] {
-        assert!(text.contains(line), "{line}\n{text}");
-    }
-    let last = "x run 20261123-140309-3fa2c1 failed after 3m11s, exit code 1";
-    assert!(text.trim_end().lines().last().unwrap().trim_end().starts_with(last), "{text}");
 }
 
 #[test]

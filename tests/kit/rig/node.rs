@@ -111,7 +111,13 @@ impl Node {
         c.arg(format!("--target={}", self.init))
             .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--wd=/", "--"])
             // Namespaces are entered, cgroups are not: the command joins the node's own first.
-            .args(["sh", "-c", "for p in /sys/fs/cgroup/*/cgroup.procs; do echo $$ >$p; done; exec \"$@\"", "sh", program])
+            .args([
+                "sh",
+                "-c",
+                "for p in /sys/fs/cgroup/*/cgroup.procs; do echo $$ >$p; done; exec \"$@\"",
+                "sh",
+                program,
+            ])
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", "/root")
@@ -163,7 +169,10 @@ pub fn hierarchies() -> Vec<(PathBuf, String, bool)> {
             let kind = right.next()?;
             let options = right.nth(1)?;
             // The controllers of a v1 hierarchy are its mount options without `rw` and the like.
-            let v1: Vec<&str> = options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "xattr" | "clone_children")).collect();
+            let v1: Vec<&str> = options
+                .split(',')
+                .filter(|o| !matches!(*o, "rw" | "ro" | "xattr" | "clone_children"))
+                .collect();
             match kind {
                 "cgroup2" => Some((at, String::new(), true)),
                 "cgroup" => Some((at, v1.join(","), false)),
@@ -194,7 +203,12 @@ fn keeper(dir: &Path) -> io::Result<()> {
     )?;
     // The init shares our standard input, so it sees the end of it when the rig dies, and our output,
     // where it reports. We keep no end of the pipe that would hide that.
-    let mut init = Command::new("/proc/self/exe").arg(INIT).arg(dir).stdin(Stdio::inherit()).stdout(Stdio::inherit()).spawn()?;
+    let mut init = Command::new("/proc/self/exe")
+        .arg(INIT)
+        .arg(dir)
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::inherit())
+        .spawn()?;
     let mut out = io::stdout();
     writeln!(out, "{}", init.id())?;
     out.flush()?;
@@ -228,7 +242,13 @@ fn init(dir: &Path) -> io::Result<()> {
     mount(Some("/dev"), &root.join("dev"), none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
     mount(Some("tmpfs"), &root.join("dev/shm"), Some("tmpfs"), MsFlags::empty(), none)?;
     for tmp in ["run", "tmp"] {
-        mount(Some("tmpfs"), &root.join(tmp), Some("tmpfs"), MsFlags::empty(), Some(if tmp == "tmp" { "mode=1777" } else { "mode=755" }))?;
+        mount(
+            Some("tmpfs"),
+            &root.join(tmp),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(if tmp == "tmp" { "mode=1777" } else { "mode=755" }),
+        )?;
     }
     fs::create_dir_all(root.join("var/lib/keelway"))?;
     mount(Some(&dir.join("state")), &root.join("var/lib/keelway"), none, MsFlags::MS_BIND, none)?;
