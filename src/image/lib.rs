@@ -15,7 +15,9 @@ mod error;
 pub mod import;
 pub mod key;
 pub mod mkdir;
+mod select;
 pub mod user;
+mod writer;
 
 pub use assemble::{assemble, prepare_layer};
 pub use base::extend;

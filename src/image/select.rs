@@ -1,0 +1,174 @@
+//! Which entries of a tree the sources of a `COPY` name.
+//!
+//! Invariants: every path is resolved inside the tree, component by component, a link's target clamped at the
+//! tree's root; what the ignore patterns leave out is not there. The same selection serves key and copy.
+
+use crate::error::StepError;
+use keelway_dockerfile::glob::{Glob, is_pattern};
+use keelway_dockerfile::{Coverage, Ignore};
+use keelway_model::{Tree, TreeEntry, TreeKind, TreePath};
+use keelway_store::Verdict;
+
+/// Links followed in one path at most.
+const MAX_LINKS: usize = 40;
+/// Entries that one wildcard may name at most.
+const MAX_MATCHES: usize = 100_000;
+
+/// A tree behind its ignore patterns.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) tree: &'a dyn Tree,
+    /// `None` for a tree that has no such patterns (another stage).
+    pub(crate) ignore: Option<&'a Ignore>,
+}
+
+/// One entry that a source names.
+#[derive(Debug, Clone)]
+pub(crate) struct Selected {
+    /// Where it is, no link left in it.
+    pub(crate) path: TreePath,
+    /// The name that the source gives it; empty for the root.
+    pub(crate) name: Vec<u8>,
+    /// What it is; never a link.
+    pub(crate) entry: TreeEntry,
+}
+
+impl Source<'_> {
+    fn visible(&self, path: &TreePath, entry: &TreeEntry) -> bool {
+        let Some(ignore) = self.ignore else { return true };
+        if path.is_root() || !ignore.excludes(path.as_bytes()) {
+            return true;
+        }
+        // A directory that is left out may still hold something that is taken back in.
+        entry.kind == TreeKind::Directory && ignore.coverage(path.as_bytes()) == Coverage::OnlyBeneath
+    }
+
+    /// An entry behind the patterns.
+    fn entry(&self, path: &TreePath) -> Result<Option<TreeEntry>, StepError> {
+        Ok(self.tree.entry(path)?.filter(|e| self.visible(path, e)))
+    }
+
+    /// What the content key and the copy take of an entry.
+    pub(crate) fn verdict(&self, path: &TreePath, entry: &TreeEntry) -> Verdict {
+        let Some(ignore) = self.ignore.filter(|i| !i.is_empty()) else { return Verdict::Whole };
+        if entry.kind != TreeKind::Directory {
+            return if ignore.excludes(path.as_bytes()) { Verdict::Skip } else { Verdict::Whole };
+        }
+        match ignore.coverage(path.as_bytes()) {
+            Coverage::Whole => Verdict::Whole,
+            Coverage::Partly => Verdict::Partly,
+            Coverage::OnlyBeneath => Verdict::OnlyBeneath,
+            Coverage::Nothing => Verdict::Skip,
+        }
+    }
+
+    /// Follows every link of `path` inside the tree; `None` where it leads nowhere.
+    fn follow(&self, path: &TreePath) -> Result<Option<(TreePath, TreeEntry)>, StepError> {
+        let mut todo: Vec<Vec<u8>> = path.components().rev().map(<[u8]>::to_vec).collect();
+        let mut at = TreePath::root();
+        let mut links = 0;
+        loop {
+            let Some(name) = todo.pop() else {
+                return Ok(self.entry(&at)?.map(|e| (at, e)));
+            };
+            if name == b".." {
+                at = at.parent().unwrap_or_default();
+                continue;
+            }
+            let Some(next) = at.join(&name) else { continue };
+            match self.entry(&next)? {
+                None => return Ok(None),
+                Some(TreeEntry { kind: TreeKind::Symlink { target }, .. }) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(StepError::Refused(format!(
+                            "{path} has more than {MAX_LINKS} symbolic links in it"
+                        )));
+                    }
+                    if target.starts_with(b"/") {
+                        at = TreePath::root();
+                    }
+                    let parts = target.split(|&b| b == b'/').filter(|p| !p.is_empty() && *p != b".");
+                    todo.extend(parts.rev().map(<[u8]>::to_vec));
+                }
+                Some(_) => at = next,
+            }
+        }
+    }
+
+    /// What one source, as written, names: in order of names where it is a pattern. A source without a
+    /// wildcard must be there; a pattern may name nothing.
+    pub(crate) fn select(&self, source: &str) -> Result<Vec<Selected>, StepError> {
+        let clamped = TreePath::clamped(source.as_bytes())
+            .ok_or_else(|| StepError::Refused(format!("the source {source:?} holds a NUL character")))?;
+        let components: Vec<&[u8]> = clamped.components().collect();
+        let fixed = components.iter().take_while(|c| !is_pattern(c)).count();
+        if fixed == components.len() {
+            let name = clamped.file_name().unwrap_or_default().to_vec();
+            let Some((path, entry)) = self.follow(&clamped)? else {
+                return Err(self.missing(source, &clamped)?);
+            };
+            return Ok(vec![Selected { path, name, entry }]);
+        }
+        let start = TreePath::clamped(&components[..fixed].join(&b'/')).unwrap_or_default();
+        let mut level: Vec<TreePath> = self.follow(&start)?.map(|(path, _)| path).into_iter().collect();
+        for (i, component) in components.iter().enumerate().skip(fixed) {
+            let glob =
+                Glob::new(component).map_err(|e| StepError::Refused(format!("source {source:?}: {e}")))?;
+            let last = i + 1 == components.len();
+            let mut next = Vec::new();
+            for dir in &level {
+                if self.entry(dir)?.is_none_or(|e| e.kind != TreeKind::Directory) {
+                    continue;
+                }
+                for entry in self.tree.list(dir)? {
+                    let Some(path) = dir.join(&entry.name).filter(|_| glob.matches(&entry.name)) else {
+                        continue;
+                    };
+                    let leads_on = last || entry.kind == TreeKind::Directory;
+                    if leads_on && self.visible(&path, &entry) {
+                        next.push(path);
+                    }
+                }
+            }
+            if next.len() > MAX_MATCHES {
+                return Err(StepError::Refused(format!(
+                    "source {source:?} names more than {MAX_MATCHES} entries"
+                )));
+            }
+            level = next;
+        }
+        let mut out = Vec::new();
+        for found in level {
+            let name = found.file_name().unwrap_or_default().to_vec();
+            match self.follow(&found)? {
+                Some((path, entry)) => out.push(Selected { path, name, entry }),
+                None => return Err(self.missing(source, &found)?),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Everything that the sources of a copy name; an error where that is nothing.
+    pub(crate) fn select_all(&self, sources: &[String]) -> Result<Vec<Selected>, StepError> {
+        let mut out = Vec::new();
+        for source in sources {
+            out.extend(self.select(source)?);
+        }
+        if out.is_empty() {
+            return Err(StepError::Refused(format!("no file matches {}", sources.join(", "))));
+        }
+        Ok(out)
+    }
+
+    fn missing(&self, source: &str, path: &TreePath) -> Result<StepError, StepError> {
+        let Some(ignore) = self.ignore else {
+            return Ok(StepError::Refused(format!("{source:?} is not there")));
+        };
+        let ignored = ignore.excludes(path.as_bytes()) && self.tree.entry(path)?.is_some();
+        Ok(StepError::Refused(match ignored {
+            true => format!("{source:?} is left out of the build context by the .dockerignore file"),
+            false => format!("{source:?} is not in the build context"),
+        }))
+    }
+}
