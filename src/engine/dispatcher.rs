@@ -93,6 +93,7 @@ impl RunError {
 }
 
 /// What nodes tell the dispatcher.
+#[allow(clippy::large_enum_variant, reason = "a few short-lived values a node")]
 pub(crate) enum Message {
     /// Something happened in a node.
     Event { index: usize, kind: EventKind },

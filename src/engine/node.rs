@@ -33,6 +33,7 @@ pub(crate) struct Task {
 }
 
 /// How a node ended.
+#[allow(clippy::large_enum_variant, reason = "a few short-lived values a node")]
 pub(crate) enum NodeEnd {
     Done { output: Output, result: Option<String>, cached: bool },
     Failed(Failure),
@@ -40,6 +41,7 @@ pub(crate) enum NodeEnd {
 }
 
 /// What the work inside came to.
+#[allow(clippy::large_enum_variant, reason = "a few short-lived values a node")]
 enum Worked {
     Done {
         output: Output,
@@ -320,6 +322,7 @@ async fn take_place<'a>(task: &'a Task, ctx: &Ctx, armed: &Armed) -> Result<Sema
     Ok(place)
 }
 
+#[allow(clippy::large_enum_variant, reason = "a few short-lived values a node")]
 enum Found {
     Hit(Output),
     Miss(Claim, MissReason),

@@ -33,7 +33,12 @@ fn scrub(text: &str, line_break: &str) -> String {
             '\0'..='\x1f' => out.extend(char::from_u32(0x2400 + c as u32)),
             '\x7f' => out.push('\u{2421}'),
             '\u{80}'..='\u{9f}' => out.push('\u{fffd}'),
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}' => {
+            '\u{200e}'
+            | '\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+            | '\u{2028}'
+            | '\u{2029}' => {
                 out.push('\u{fffd}');
             }
             c => out.push(c),
@@ -121,7 +126,8 @@ mod tests {
 
     #[test]
     fn no_control_character_survives_whatever_comes() {
-        let alphabet: Vec<char> = "\x1b\u{9b}\u{9d}\u{90}\u{9c}[]PX^_;0?!@~ \\\x07\r\n\t\0\x7f\u{85}\u{202e}aя".chars().collect();
+        let alphabet: Vec<char> =
+            "\x1b\u{9b}\u{9d}\u{90}\u{9c}[]PX^_;0?!@~ \\\x07\r\n\t\0\x7f\u{85}\u{202e}aя".chars().collect();
         // A fixed linear congruence: the same texts every time.
         let mut seed = 7u64;
         for _ in 0..20_000 {

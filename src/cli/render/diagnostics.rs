@@ -48,7 +48,8 @@ fn one(item: &Diagnostic, source: Option<&SourceText>, renderer: &Renderer) -> S
     if let Some(label) = &item.label {
         primary = primary.label(clean(label));
     }
-    let mut snippet = Snippet::source(text).line_start(1).path(clean(&source.name)).fold(true).annotation(primary);
+    let mut snippet =
+        Snippet::source(text).line_start(1).path(clean(&source.name)).fold(true).annotation(primary);
     for (span, what) in &item.related {
         snippet = snippet.annotation(AnnotationKind::Context.span(place(*span)).label(clean(what)));
     }
@@ -75,7 +76,10 @@ fn printable(text: &str) -> (String, Offsets) {
         match c {
             '\n' | '\t' => out.push(c),
             '\r' if text[at + 1..].starts_with('\n') => {}
-            c if c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c) => {
+            c if c.is_control()
+                || ('\u{202a}'..='\u{202e}').contains(&c)
+                || ('\u{2066}'..='\u{2069}').contains(&c) =>
+            {
                 out.push('\u{fffd}');
             }
             c => out.push(c),

@@ -24,7 +24,9 @@ impl<W: Write> Out<W> {
                 self.gone = true;
                 Ok(())
             }
-            Err(e) => Err(SinkError { message: format!("cannot write what happens: {e}; is the disk full?") }),
+            Err(e) => {
+                Err(SinkError { message: format!("cannot write what happens: {e}; is the disk full?") })
+            }
             Ok(()) => Ok(()),
         }
     }
@@ -53,7 +55,9 @@ impl<W: Write + Send> EventSink for Plain<W> {
                 match said {
                     Said::Line(line) if line.is_empty() => text.push('\n'),
                     Said::Line(line) => text.push_str(&format!("{time} {line}\n")),
-                    Said::Output { label, text: line } => text.push_str(&format!("{time}   {label} | {line}\n")),
+                    Said::Output { label, text: line } => {
+                        text.push_str(&format!("{time}   {label} | {line}\n"))
+                    }
                     Said::Passing => {}
                 }
             }
@@ -75,8 +79,9 @@ impl<W: Write + Send> EventSink for Json<W> {
     fn events(&mut self, batch: &[RunEvent]) -> Result<(), SinkError> {
         let mut text = String::new();
         for event in batch {
-            let line = serde_json::to_string(event)
-                .map_err(|e| SinkError { message: format!("an event cannot be written as JSON: {e}; this is a bug in Keelway") })?;
+            let line = serde_json::to_string(event).map_err(|e| SinkError {
+                message: format!("an event cannot be written as JSON: {e}; this is a bug in Keelway"),
+            })?;
             text.push_str(&line);
             text.push('\n');
         }

@@ -42,7 +42,9 @@ impl Live {
         let Self { all, out, .. } = self;
         let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
         match all.suspend(|| out.write_all(text.as_bytes()).and_then(|()| out.flush())) {
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(SinkError { message: format!("cannot write to the terminal: {e}") }),
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+                Err(SinkError { message: format!("cannot write to the terminal: {e}") })
+            }
             _ => Ok(()),
         }
     }
@@ -75,7 +77,11 @@ impl Live {
 }
 
 fn template(style: &Style) -> ProgressStyle {
-    let text = if style.color() { "{spinner:.cyan} {elapsed:>4.dim} {wide_msg}" } else { "{spinner} {elapsed:>4} {wide_msg}" };
+    let text = if style.color() {
+        "{spinner:.cyan} {elapsed:>4.dim} {wide_msg}"
+    } else {
+        "{spinner} {elapsed:>4} {wide_msg}"
+    };
     ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 

@@ -145,8 +145,12 @@ impl Story {
                     Outcome::Succeeded => vec![line(Paint::Green, "+", format!("done in {took}{result}"))],
                     // Said when it was found.
                     Outcome::Cached => Vec::new(),
-                    Outcome::Skipped { reason } => vec![line(Paint::Dim, "-", format!("skipped: {}", clean(&reason.to_string())))],
-                    Outcome::Failed { message, .. } => vec![line(Paint::Red, "x", format!("failed after {took}: {}", clean(message)))],
+                    Outcome::Skipped { reason } => {
+                        vec![line(Paint::Dim, "-", format!("skipped: {}", clean(&reason.to_string())))]
+                    }
+                    Outcome::Failed { message, .. } => {
+                        vec![line(Paint::Red, "x", format!("failed after {took}: {}", clean(message)))]
+                    }
                     Outcome::Cancelled => vec![line(Paint::Yellow, "x", format!("cancelled after {took}"))],
                 }
             }
@@ -161,7 +165,9 @@ impl Story {
     /// The one line that says how a run ended.
     pub fn end(&self, outcome: &Outcome, millis: u64) -> String {
         let took = format_duration(Duration::from_millis(millis));
-        let count = |wanted: fn(&Outcome) -> bool| self.nodes.values().filter_map(|n| n.outcome.as_ref()).filter(|o| wanted(o)).count();
+        let count = |wanted: fn(&Outcome) -> bool| {
+            self.nodes.values().filter_map(|n| n.outcome.as_ref()).filter(|o| wanted(o)).count()
+        };
         let cached = match count(|o| *o == Outcome::Cached) {
             0 => String::new(),
             n => format!(", {n} cached"),
@@ -173,7 +179,9 @@ impl Story {
                 let text = format!("failed after {took}, exit code {exit} ({meaning}): {}", clean(message));
                 format!("{} run {run} {text}", self.style.paint(Paint::Red, "x"))
             }
-            Outcome::Cancelled => format!("{} run {run} was cancelled after {took}", self.style.paint(Paint::Yellow, "x")),
+            Outcome::Cancelled => {
+                format!("{} run {run} was cancelled after {took}", self.style.paint(Paint::Yellow, "x"))
+            }
             _ => format!("{} run {run} done in {took}{cached}", self.style.paint(Paint::Green, "+")),
         }
     }
@@ -190,8 +198,16 @@ impl Story {
             let Some(Outcome::Failed { message, .. }) = &node.outcome else { continue };
             let took = format_duration(Duration::from_millis(node.millis));
             said.push(Said::Line(String::new()));
-            said.push(Said::Line(format!("{} {} failed after {took}", self.style.paint(Paint::Red, "x"), node.label)));
-            said.extend(node.tail.iter().map(|text| Said::Line(format!("  {} {text}", self.style.paint(Paint::Dim, "|")))));
+            said.push(Said::Line(format!(
+                "{} {} failed after {took}",
+                self.style.paint(Paint::Red, "x"),
+                node.label
+            )));
+            said.extend(
+                node.tail
+                    .iter()
+                    .map(|text| Said::Line(format!("  {} {text}", self.style.paint(Paint::Dim, "|")))),
+            );
             said.extend(clean_lines(message).lines().map(|text| Said::Line(format!("  {text}"))));
             let stage = self.nodes.get(&path[..1]).map(|n| n.label.as_str());
             if let (Record::Kept, Some(stage)) = (self.record, stage) {

@@ -3,8 +3,8 @@
 use super::*;
 use crate::render::style::Style;
 use keelway_model::{
-    Attempt, Diagnostic, Diagnostics, EventKind, KeyPart, LogStream, MissReason, NodeId, Outcome, RunEvent, SkipReason, SourceText, Span,
-    Timestamp, WaitReason,
+    Attempt, Diagnostic, Diagnostics, EventKind, KeyPart, LogStream, MissReason, NodeId, Outcome, RunEvent,
+    SkipReason, SourceText, Span, Timestamp, WaitReason,
 };
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -62,18 +62,34 @@ fn run_that_fails() -> Vec<RunEvent> {
         (&[1], planned("test", "steps")),
         (&[2], planned("publish", "push")),
         (&[3], planned("nightly", "steps")),
-        (&[3], finished(Outcome::Skipped { reason: SkipReason::When { text: "branch is \"dev\", not main".into() } }, 0, None)),
+        (
+            &[3],
+            finished(
+                Outcome::Skipped { reason: SkipReason::When { text: "branch is \"dev\", not main".into() } },
+                0,
+                None,
+            ),
+        ),
         (&[0], EventKind::Started { name: named("image") }),
         (&[0, 0], planned("[app 1/3] FROM base", "base")),
         (&[0, 1], planned("[app 2/3] COPY . /src", "copy")),
         (&[0, 2], planned("[app 3/3] RUN make", "exec")),
         (&[0, 0], EventKind::Started { name: named("base") }),
-        (&[0, 0], EventKind::Progress { what: "pull sha256:0123".into(), done: 1 << 20, total: Some(3 << 20) }),
+        (
+            &[0, 0],
+            EventKind::Progress { what: "pull sha256:0123".into(), done: 1 << 20, total: Some(3 << 20) },
+        ),
         (&[0, 0], finished(Outcome::Succeeded, 40, None)),
         (&[0, 1], EventKind::CacheHit { name: named("copy") }),
         (&[0, 1], finished(Outcome::Cached, 1, None)),
         (&[0, 2], EventKind::Waiting { reason: WaitReason::SameStepElsewhere }),
-        (&[0, 2], EventKind::CacheMiss { name: named("run"), reason: MissReason::Changed(vec![KeyPart::Environment, KeyPart::Files]) }),
+        (
+            &[0, 2],
+            EventKind::CacheMiss {
+                name: named("run"),
+                reason: MissReason::Changed(vec![KeyPart::Environment, KeyPart::Files]),
+            },
+        ),
         (&[0, 2], EventKind::Started { name: named("run") }),
         (&[0, 2], EventKind::Notice { text: "this step has the network of the machine".into() }),
         (&[0, 2], log("cc -o app\nstrip app\n")),
@@ -93,7 +109,12 @@ fn run_that_fails() -> Vec<RunEvent> {
     told(kinds)
 }
 
-fn said(make: impl FnOnce(Shared, Story) -> Box<dyn EventSink>, style: &Style, record: Record, events: &[RunEvent]) -> String {
+fn said(
+    make: impl FnOnce(Shared, Story) -> Box<dyn EventSink>,
+    style: &Style,
+    record: Record,
+    events: &[RunEvent],
+) -> String {
     let out = Shared::default();
     let mut sink = make(out.clone(), Story::new(style.clone(), record));
     for batch in events.chunks(7) {
@@ -105,7 +126,12 @@ fn said(make: impl FnOnce(Shared, Story) -> Box<dyn EventSink>, style: &Style, r
 #[test]
 fn plain_lines_with_the_time() {
     let style = Style::plain(false);
-    let text = said(|o, s| Box::new(forms::Plain::new(o, s, Style::plain(false))), &style, Record::Kept, &run_that_fails());
+    let text = said(
+        |o, s| Box::new(forms::Plain::new(o, s, Style::plain(false))),
+        &style,
+        Record::Kept,
+        &run_that_fails(),
+    );
     assert!(!text.contains('\x1b'));
     insta::assert_snapshot!(text);
 }
@@ -113,9 +139,19 @@ fn plain_lines_with_the_time() {
 #[test]
 fn colour_only_where_it_was_asked_for() {
     let style = Style::plain(true);
-    let text = said(|o, s| Box::new(forms::Plain::new(o, s, Style::plain(true))), &style, Record::Kept, &run_that_fails());
+    let text = said(
+        |o, s| Box::new(forms::Plain::new(o, s, Style::plain(true))),
+        &style,
+        Record::Kept,
+        &run_that_fails(),
+    );
     assert!(text.contains("\x1b[31;1mx\x1b[0m test failed"), "{text}");
-    let bare = said(|o, s| Box::new(forms::Plain::new(o, s, Style::plain(false))), &Style::plain(false), Record::Kept, &run_that_fails());
+    let bare = said(
+        |o, s| Box::new(forms::Plain::new(o, s, Style::plain(false))),
+        &Style::plain(false),
+        Record::Kept,
+        &run_that_fails(),
+    );
     assert_eq!(clean_lines(&text), bare, "colours change nothing but colour");
 }
 
@@ -139,7 +175,12 @@ fn json_lines_are_the_events() {
 #[test]
 fn a_run_that_is_not_recorded_promises_no_log() {
     let style = Style::plain(false);
-    let text = said(|o, s| Box::new(forms::Plain::new(o, s, Style::plain(false))), &style, Record::Nowhere, &run_that_fails());
+    let text = said(
+        |o, s| Box::new(forms::Plain::new(o, s, Style::plain(false))),
+        &style,
+        Record::Nowhere,
+        &run_that_fails(),
+    );
     assert!(!text.contains("runs logs"));
 }
 
@@ -165,14 +206,19 @@ fn live_lines_show_what_runs_and_leave_what_is_over() {
     let screen = Shared::default();
     let style = Style::plain(false);
     let terminal = terminal::Terminal::new(Box::new(screen.clone()), || (30, 100));
-    let mut live = live::Live::on(terminal, Box::new(screen.clone()), Story::new(style.clone(), Record::Kept), &style);
+    let mut live =
+        live::Live::on(terminal, Box::new(screen.clone()), Story::new(style.clone(), Record::Kept), &style);
     for event in run_that_fails() {
         live.events(&[event]).unwrap();
     }
     let text = screen.text();
     assert!(!text.contains("\x1b]"), "no escape sequence of a step's output: {text:?}");
     let text = clean_lines(&text);
-    for line in ["= image [app 2/3] COPY . /src: cached\n", "+ image: done in 4.3s -> sha256:0123456789ab\n", "  | fake: step passed\n"] {
+    for line in [
+        "= image [app 2/3] COPY . /src: cached\n",
+        "+ image: done in 4.3s -> sha256:0123456789ab\n",
+        "  | fake: step passed\n",
+    ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
     let last = "x run 20261123-140309-3fa2c1 failed after 3m11s, exit code 1";
@@ -186,7 +232,10 @@ fn child_that_draws_in_a_terminal() {
     let style = Style::plain(false);
     let mut live = live::Live::on_stderr(Story::new(style.clone(), Record::Kept), &style);
     let events = run_that_fails();
-    let test_runs = events.iter().position(|e| matches!(&e.kind, EventKind::Log { text, .. } if text.starts_with("test case 3 "))).unwrap();
+    let test_runs = events
+        .iter()
+        .position(|e| matches!(&e.kind, EventKind::Log { text, .. } if text.starts_with("test case 3 ")))
+        .unwrap();
     live.events(&events[..test_runs]).unwrap();
     std::fs::write("drawn", "").unwrap();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
@@ -205,7 +254,12 @@ struct Tmux(std::path::PathBuf);
 
 impl Tmux {
     fn run(&self, args: &[&str]) -> String {
-        let out = std::process::Command::new("tmux").arg("-S").arg(self.0.join("socket")).args(["-f", "/dev/null"]).args(args).output();
+        let out = std::process::Command::new("tmux")
+            .arg("-S")
+            .arg(self.0.join("socket"))
+            .args(["-f", "/dev/null"])
+            .args(args)
+            .output();
         let out = out.expect("tmux is installed");
         assert!(out.status.success(), "tmux {args:?}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8_lossy(&out.stdout).into_owned()
@@ -224,7 +278,11 @@ impl Tmux {
 
 impl Drop for Tmux {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("tmux").arg("-S").arg(self.0.join("socket")).arg("kill-server").output();
+        let _ = std::process::Command::new("tmux")
+            .arg("-S")
+            .arg(self.0.join("socket"))
+            .arg("kill-server")
+            .output();
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -246,7 +304,9 @@ fn live_lines_leave_no_litter_when_the_terminal_gets_narrow() {
     tmux.wait_for("the live line", || tmux.screen().contains(live));
     // Narrower than the live line is long.
     tmux.run(&["resize-window", "-x", "20", "-y", "50"]);
-    tmux.wait_for("the narrow window", || tmux.run(&["display-message", "-p", "#{pane_width}"]).trim() == "20");
+    tmux.wait_for("the narrow window", || {
+        tmux.run(&["display-message", "-p", "#{pane_width}"]).trim() == "20"
+    });
     std::fs::write(dir.join("go"), "").unwrap();
     tmux.wait_for("the end", || dir.join("ended").exists());
     tmux.wait_for("the last line", || tmux.screen().contains("failed: test"));
@@ -254,7 +314,9 @@ fn live_lines_leave_no_litter_when_the_terminal_gets_narrow() {
     std::fs::write(dir.join("leave"), "").unwrap();
     assert!(!screen.contains(live), "the live line is gone: {screen}");
     assert!(!screen.contains("0s "), "so is every other: {screen}");
-    for once in ["+ image: done in 4.3s", "= image [app 2/3] COPY . /src: cached", "x test: failed after 3m07s"] {
+    for once in
+        ["+ image: done in 4.3s", "= image [app 2/3] COPY . /src: cached", "x test: failed after 3m07s"]
+    {
         assert_eq!(screen.matches(once).count(), 1, "{once}: {screen}");
     }
 }
@@ -292,7 +354,9 @@ fn no_span_makes_rendering_panic() {
     for start in 0..text.len() + 3 {
         for end in 0..text.len() + 3 {
             let mut found = Diagnostics::of(SourceText::new("f", text));
-            found.push(Diagnostic::error("K1", "f", Span::new(start, end), "m").related(Span::new(end, start), "r"));
+            found.push(
+                Diagnostic::error("K1", "f", Span::new(start, end), "m").related(Span::new(end, start), "r"),
+            );
             let out = diagnostics(&found, &Style::plain(false));
             assert!(!out.contains(['\x07', '\u{202e}', '\r']), "{out:?}");
         }

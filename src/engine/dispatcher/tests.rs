@@ -10,6 +10,7 @@ use keelway_model::{
     Output, Plan, RunEvent, SinkError, SkipReason, Timestamp, WaitReason,
 };
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -451,6 +452,9 @@ async fn engine_time_per_empty_operation() {
         assert_eq!(report.exit, ExitCode::Done);
         let hits = if cached { "all cached" } else { "no key" };
         assert!(each < Duration::from_millis(5), "{each:?}");
-        eprintln!("engine time per empty operation, {shape} of {NODES}, {hits}, ledger in memory: {each:?}");
+        let _ = writeln!(
+            std::io::stderr(),
+            "engine time per empty operation, {shape} of {NODES}, {hits}, ledger in memory: {each:?}"
+        );
     }
 }
