@@ -324,7 +324,7 @@ async fn leased(
     let mut machine =
         Machine::new(goal, settings.knobs.clone(), settings.registry.clone(), claim.epoch, views.collect());
     let began = Instant::now();
-    let mut looked = false;
+    let (mut looked, mut told) = (false, 0);
     loop {
         if let Some(news) = keeper.news() {
             machine.lease(began.elapsed(), news);
@@ -332,7 +332,12 @@ async fn leased(
         if *cancel.borrow() {
             machine.cancel();
         }
-        match machine.next(began.elapsed()) {
+        let next = machine.next(began.elapsed());
+        for reason in machine.reasons().iter().skip(told) {
+            emit(DeployEvent::Note { text: reason.clone() });
+        }
+        told = machine.reasons().len();
+        match next {
             Next::End(end) => {
                 let hosts = rows(machine.hosts(), app);
                 return DeployEnd::of(end, hosts);
@@ -346,8 +351,11 @@ async fn leased(
             Next::Send(step, orders) => {
                 if step.kind.changes() && !looked {
                     looked = true;
-                    let findings = preflight(machine.goal(), links, welcomes, settings).await;
-                    if !findings.is_empty() {
+                    let findings = preflight(&machine, links, welcomes, settings).await;
+                    if step.direction == Direction::Back {
+                        // Going back is not refused: what is half done is worse than a disk that is nearly full.
+                        findings.into_iter().for_each(|text| emit(DeployEvent::Note { text }));
+                    } else if !findings.is_empty() {
                         let text = "refused by preflight; nothing was changed";
                         return DeployEnd::early(ExitCode::Preflight, text, findings);
                     }
@@ -369,12 +377,17 @@ async fn leased(
                     let (ready, wanted) = machine.ready();
                     emit(DeployEvent::Step { step: step.clone(), ready, wanted });
                 }
-                let answers = send(links, orders).await;
-                let before = machine.reasons().len();
+                let asked = orders.len();
+                let answers = if step.kind == StepKind::Pull {
+                    // The one step that is long and changes nothing that runs: not waited for.
+                    tokio::select! {
+                        answers = send(links, orders) => answers,
+                        true = asked_to_end(&mut cancel) => vec![Err(OrderError::Late); asked],
+                    }
+                } else {
+                    send(links, orders).await
+                };
                 machine.answered(began.elapsed(), answers);
-                for reason in &machine.reasons()[before..] {
-                    emit(DeployEvent::Note { text: reason.clone() });
-                }
             }
         }
     }
@@ -432,22 +445,28 @@ fn announce(goal: &Goal, emit: Emit<'_>) {
 
 /// What stands against the deploy, host by host, each with what mends it.
 async fn preflight(
-    goal: &Goal,
+    machine: &Machine,
     links: &Links,
     welcomes: &[Welcome],
     settings: &ApplySettings,
 ) -> Vec<String> {
-    // A rollback is proven possible before anything stops: hosts that run the base must have its image.
-    let keep = goal.base.iter().map(|b| b.release.spec.image.digest()).collect();
-    let ask_for = Preflight {
+    let goal = machine.goal();
+    let look = |host: &HostView| Preflight {
         app: goal.app.clone(),
         listen: goal.new.release.listen.clone(),
         disk_needed: settings.disk_needed,
         platform: settings.platform.clone(),
-        keep,
+        // A rollback is proven possible before anything stops: where the base runs, its image must still be.
+        keep: goal
+            .base
+            .iter()
+            .filter(|b| host.report.replicas.iter().any(|r| r.replica.revision == b.revision))
+            .map(|b| b.release.spec.image.digest())
+            .collect(),
     };
     let mut found = Vec::new();
-    let answers = join_all(links.iter().map(|l| ask(l, Order::Preflight(ask_for.clone())))).await;
+    let looks = links.iter().zip(machine.hosts()).map(|(link, host)| ask(link, Order::Preflight(look(host))));
+    let answers = join_all(looks).await;
     for ((link, welcome), answer) in links.iter().zip(welcomes).zip(answers) {
         let mut findings = match answer {
             Ok(Reply::Preflight(report)) => report.findings,

@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod frame;
+pub mod fuzz;
 pub mod goal;
 pub mod journal;
 pub mod lease;

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 pub enum ConnectError {
     /// The host's key is not in `known_hosts`.
     #[error(
-        "{host}: its ssh host key is not known; compare it with what the host shows, then add it: ssh-keyscan {host} >> ~/.ssh/known_hosts (or connect once by hand: ssh {host})"
+        "{host}: its ssh host key is not known; compare it with what the host shows, then add it: ssh-keyscan {name} >> ~/.ssh/known_hosts (or connect once by hand: ssh {host})", name = bare(host)
     )]
     HostKeyUnknown {
         /// The host.
@@ -28,7 +28,7 @@ pub enum ConnectError {
     },
     /// The host's key is another one than before.
     #[error(
-        "{host}: its ssh host key has CHANGED since it was recorded; if the host was not reinstalled, somebody may be in between. If it was: ssh-keygen -R {host}, then record the new key"
+        "{host}: its ssh host key has CHANGED since it was recorded; if the host was not reinstalled, somebody may be in between. If it was: ssh-keygen -R {name}, then record the new key", name = bare(host)
     )]
     HostKeyChanged {
         /// The host.
@@ -106,6 +106,11 @@ pub enum ConnectError {
         /// What failed.
         said: String,
     },
+}
+
+/// Without the login.
+fn bare(host: &str) -> &str {
+    host.rsplit('@').next().unwrap_or(host)
 }
 
 impl ConnectError {

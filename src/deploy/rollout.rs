@@ -206,6 +206,8 @@ pub struct Machine {
     pulled: BTreeSet<usize>,
     pull_since: Option<Duration>,
     tries: BTreeMap<StepKind, u32>,
+    /// Since when balancers do not run as they were told, or do not take their pools.
+    unsettled: BTreeMap<StepKind, Duration>,
     failure: Option<(StepKind, String)>,
     wants_log: Option<Spot>,
     best: (usize, usize),
@@ -253,6 +255,7 @@ impl Machine {
             pulled: BTreeSet::new(),
             pull_since: None,
             tries: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
             failure: None,
             wants_log: None,
             best: (0, 0),
@@ -467,6 +470,7 @@ impl Machine {
                 self.pulled.clear();
                 self.pull_since = None;
                 self.tries.clear();
+                self.unsettled.clear();
                 self.best = (0, 0);
                 self.progress_at = None;
                 self.complete_since = None;
@@ -498,6 +502,7 @@ impl Machine {
             .hosts
             .iter()
             .find_map(|h| h.down.as_ref().map(|d| (h.name.clone(), d.0, d.1.clone())))?;
+        self.pause = Duration::ZERO;
         if now.saturating_sub(since) < self.knobs.patience {
             return Some(Next::Wait(Duration::from_secs(1)));
         }

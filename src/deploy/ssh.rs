@@ -78,6 +78,8 @@ pub struct Binary {
     pub version: String,
     /// `uname -m` of the machine that it is built for, for example `x86_64`.
     pub machine: String,
+    /// Directory for it on the hosts, absolute: [`BIN_DIR`].
+    pub dir: String,
 }
 
 impl Binary {
@@ -95,14 +97,27 @@ impl Binary {
             hasher.update(&buffer[..n]);
         }
         let machine = std::env::consts::ARCH.to_owned();
-        Ok(Self { path: path.to_owned(), digest: hasher.finish(), version: version.to_owned(), machine })
+        Ok(Self {
+            path: path.to_owned(),
+            digest: hasher.finish(),
+            version: version.to_owned(),
+            machine,
+            dir: BIN_DIR.to_owned(),
+        })
     }
-    /// Where it lies on a host: named by version and content, so another one never replaces it. Only plain characters.
+    /// Where it lies on a host: named by version and content, so another one never replaces it. Only characters that
+    /// mean nothing to a shell.
     pub fn remote_path(&self) -> String {
-        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '_' };
-        let version: String = self.version.chars().take(40).map(plain).collect();
-        format!("{BIN_DIR}/keelway-{version}-{}", self.digest.short())
+        let version: String = self.version.chars().take(40).filter(|c| *c != '/').collect();
+        plain(&format!("{}/keelway-{version}-{}", self.dir, self.digest.short()))
     }
+}
+
+/// Everything that is not plain becomes `_`.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/') { c } else { '_' })
+        .collect()
 }
 
 /// How hosts are reached.
@@ -159,10 +174,10 @@ pub fn run_command(binary: &Binary) -> String {
 
 /// Takes the binary from standard input, checks it, and puts it in its place by rename.
 pub fn bring_command(binary: &Binary) -> String {
-    let (path, sum) = (binary.remote_path(), binary.digest.hex());
+    let (path, dir, sum) = (binary.remote_path(), plain(&binary.dir), binary.digest.hex());
     // `sh` below gets the script as its argument, quoted for the shell around it; `$t` is a name that mktemp made.
     format!(
-        r#"sh -c '{ROOT}; exec $s sh -c "set -e; umask 022; mkdir -p {BIN_DIR}; t=\$(mktemp {BIN_DIR}/.new.XXXXXX); trap \"rm -f \$t\" EXIT; cat >\$t; echo {sum} \$t | sha256sum -c - >/dev/null; chmod 755 \$t; mv -f \$t {path}"'"#
+        r#"sh -c '{ROOT}; exec $s sh -c "set -e; umask 022; mkdir -p {dir}; t=\$(mktemp {dir}/.new.XXXXXX); trap \"rm -f \$t\" EXIT; cat >\$t; echo {sum} \$t | sha256sum -c - >/dev/null; chmod 755 \$t; mv -f \$t {path}"'"#
     )
 }
 

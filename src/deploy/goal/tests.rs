@@ -2,6 +2,7 @@ use super::*;
 use proptest::prelude::*;
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     /// Every slot is placed once, and where nothing stood before, hosts differ by one replica at most.
     #[test]
     fn placement_is_even_and_complete(hosts in 1usize..8, replicas in 0u32..20, standing in proptest::collection::vec((0usize..8, 0u32..20), 0..10)) {

@@ -56,6 +56,7 @@ fn majorities() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     /// Whatever is claimed, released and ordered: the highest epoch never falls, and nobody is granted a lease
     /// while another owner's lives.
     #[test]

@@ -49,8 +49,8 @@ impl Machine {
             self.wants_log = about;
             return self.turn(kind, reason, now);
         }
-        self.begin(&target)
-            .or_else(|| self.balance(&target, &others))
+        self.begin(now, &target)
+            .or_else(|| self.balance(now, &target, &others))
             .or_else(|| self.take_away(now, &target, &others))
             .or_else(|| self.add(&target))
             .unwrap_or_else(|| self.finish(now))
@@ -59,6 +59,12 @@ impl Machine {
     fn turn(&mut self, kind: StepKind, reason: String, now: Duration) -> Next {
         self.failure = Some((kind, reason));
         self.next(now)
+    }
+
+    /// Whether something that an order should have settled at once is still not so after [`super::Knobs::reach`].
+    fn is_overdue(&mut self, now: Duration, what: StepKind) -> bool {
+        let since = *self.unsettled.entry(what).or_insert(now);
+        now.saturating_sub(since) >= self.knobs.reach
     }
 
     fn note_progress(&mut self, now: Duration, target: &[Spot]) {
@@ -130,7 +136,7 @@ impl Machine {
     }
 
     /// Image, record and balancer, before the first replica.
-    fn begin(&mut self, target: &[Spot]) -> Option<Next> {
+    fn begin(&mut self, now: Duration, target: &[Spot]) -> Option<Next> {
         let wanted = self.target();
         let absent = |&&(host, id): &&Spot| !matches!(self.world.state((host, id)), Some(s) if s != ReplicaState::Stopped);
         let missing: Vec<usize> = {
@@ -170,16 +176,13 @@ impl Machine {
             }
         }
         if orders.is_empty() {
+            self.unsettled.remove(&StepKind::Prepare);
             return None;
         }
-        // A balancer that does not come up must not be asked for ever.
-        let asked = self.tries.entry(StepKind::Observe).or_default();
-        *asked += 1;
-        if *asked > 60 {
-            self.failure = Some((
-                StepKind::Prepare,
-                format!("{}: the balancer does not stay up", self.world.hosts[orders[0].0].name),
-            ));
+        if self.is_overdue(now, StepKind::Prepare) {
+            let host = &self.world.hosts[orders[0].0].name;
+            let reason = format!("{host}: the balancer does not come up on {}", wanted.release.listen);
+            return Some(self.turn(StepKind::Prepare, reason, now));
         }
         self.pause = self.knobs.poll;
         Some(self.send(StepKind::Prepare, None, orders))
@@ -210,7 +213,7 @@ impl Machine {
     }
 
     /// Tells the balancers what their pools shall be, where they are anything else.
-    fn balance(&mut self, target: &[Spot], others: &[Spot]) -> Option<Next> {
+    fn balance(&mut self, now: Duration, target: &[Spot], others: &[Spot]) -> Option<Next> {
         let mut wanted: Vec<(Spot, BackendState)> = Vec::new();
         let (mut added, mut drained) = (None, None);
         for &spot in target {
@@ -238,8 +241,13 @@ impl Machine {
             .filter(|(h, pool)| !self.world.is_applied(*h, pool))
             .filter(|(h, pool)| !(pool.is_empty() && self.world.hosts[*h].report.settings.is_none()))
             .collect();
-        if pools.is_empty() {
+        let Some(&first) = pools.keys().next() else {
+            self.unsettled.remove(&StepKind::Add);
             return None;
+        };
+        if self.is_overdue(now, StepKind::Add) {
+            let reason = format!("{}: the balancer does not take its pool", self.world.hosts[first].name);
+            return Some(self.turn(StepKind::Add, reason, now));
         }
         self.generation += 1;
         let (fence, generation) = (self.fence(), self.generation);
@@ -272,7 +280,7 @@ impl Machine {
                 self.cut = self.cut.saturating_add(left);
                 self.drained.insert(spot);
                 // The pools no longer hold what is decided now.
-                return self.balance(target, others).or(Some(Next::Wait(self.knobs.poll)));
+                return self.balance(now, target, others).or(Some(Next::Wait(self.knobs.poll)));
             }
         }
         for &spot in others {
@@ -307,7 +315,7 @@ impl Machine {
             })
             .min_by_key(|&s| (self.world.is_available(s), Reverse(load[s.0]), s))?;
         self.draining.insert(next, now);
-        self.balance(target, others)
+        self.balance(now, target, others)
     }
 
     /// Starts the next replica of the target, or waits for the one that was started.

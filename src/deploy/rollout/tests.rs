@@ -350,7 +350,7 @@ fn behaviour() -> impl Strategy<Value = Image> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
     /// Whatever the links lose, the hosts refuse and the new image does, and wherever deployers are killed: there is
     /// an end, no invariant breaks on the way, and a later deploy of a good image makes all of it whole.
     #[test]

@@ -1,11 +1,14 @@
 use super::*;
 
+mod real;
+
 fn binary(path: &Path) -> Binary {
     Binary {
         path: path.into(),
         digest: Digest::of(b"keelway"),
         version: "0.1.0".into(),
         machine: "x86_64".into(),
+        dir: BIN_DIR.into(),
     }
 }
 
