@@ -30,6 +30,11 @@ const HOST: Place = Place { name: "a host", known: &["ssh"] };
 const BALANCER: Place = Place { name: "a balancer", known: &["listen"] };
 const REGISTRY: Place = Place { name: "a registry", known: &["ca", "http"] };
 
+/// Every kind of map that this file reads, for the check of the documentation.
+#[cfg(test)]
+pub(crate) const PLACES: &[&Place] =
+    &[&PIPELINE, &EVENTS, &BRANCH_EVENT, &TARGET, &HOST, &BALANCER, &REGISTRY];
+
 /// Reads the root node; `None` where something needed could not be read (and was reported).
 pub(crate) fn definition(source: &SourceText, root: &Node, found: &mut Diagnostics) -> Option<Definition> {
     let mut w = Walk { file: &source.name, found };

@@ -35,6 +35,11 @@ const HEALTH: Place = Place {
     known: &["http", "interval", "timeout", "healthy", "unhealthy", "deadline"],
 };
 
+/// Every kind of map that this file reads, for the check of the documentation.
+#[cfg(test)]
+pub(crate) const PLACES: &[&Place] =
+    &[&STAGE, &WHEN, &LIMITS, &BUILD, &STEP, &IMAGE, &PUSH, &DEPLOY, &HEALTH];
+
 /// Replicas of one app, at most.
 const MAX_REPLICAS: u32 = 1000;
 /// Steps of one stage, at most.

@@ -7,22 +7,33 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// Entries of one checkout, at most: a tree that names one folder again and again is small in git (S10).
-const MAX_ENTRIES: u64 = 2_000_000;
-/// Bytes of one checkout, at most.
-const MAX_BYTES: u64 = 64 << 30;
 /// Longest path.
 const MAX_PATH: usize = 4000;
 
+/// Bounds of one checkout: a tree that names one folder again and again is small in git (S10).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Files, folders and links.
+    pub(crate) entries: u64,
+    /// Bytes of files.
+    pub(crate) bytes: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { entries: 2_000_000, bytes: 64 << 30 }
+    }
+}
+
 /// Writes the files of `tree` into `dir`.
-pub(crate) fn write(tree: &CommitTree, dir: &Path) -> Result<(), SourceError> {
+pub(crate) fn write(tree: &CommitTree, dir: &Path, bounds: Bounds) -> Result<(), SourceError> {
     let failed = |e| SourceError::io(format!("cannot use {} for a checkout", dir.display()), e);
     fs::create_dir_all(dir).map_err(failed)?;
     let root = Root::open(dir).map_err(failed)?;
     if !root.list(b"").map_err(failed)?.is_empty() {
         return Err(failed(io::Error::new(io::ErrorKind::DirectoryNotEmpty, "it is not empty")));
     }
-    let written = fill(tree, &root);
+    let written = fill(tree, &root, bounds);
     if written.is_err() {
         for item in root.list(b"").unwrap_or_default() {
             // The first error is the one to tell.
@@ -32,7 +43,7 @@ pub(crate) fn write(tree: &CommitTree, dir: &Path) -> Result<(), SourceError> {
     written
 }
 
-fn fill(tree: &CommitTree, root: &Root) -> Result<(), SourceError> {
+fn fill(tree: &CommitTree, root: &Root, bounds: Bounds) -> Result<(), SourceError> {
     let (mut entries, mut bytes) = (0, 0);
     let mut todo = vec![TreePath::root()];
     while let Some(folder) = todo.pop() {
@@ -41,7 +52,7 @@ fn fill(tree: &CommitTree, root: &Root) -> Result<(), SourceError> {
                 .join(&entry.name)
                 .ok_or_else(|| refuse(tree, &folder, "holds a name that is no name"))?;
             entries += 1;
-            if entries > MAX_ENTRIES || at.as_bytes().len() > MAX_PATH {
+            if entries > bounds.entries || at.as_bytes().len() > MAX_PATH {
                 return Err(refuse(
                     tree,
                     &at,
@@ -58,8 +69,8 @@ fn fill(tree: &CommitTree, root: &Root) -> Result<(), SourceError> {
                 TreeKind::Symlink { target } => root.symlink(&target, path).map_err(io)?,
                 TreeKind::File { size } => {
                     bytes += size;
-                    if bytes > MAX_BYTES {
-                        return Err(refuse(tree, &at, "makes the checkout larger than 64 GiB"));
+                    if bytes > bounds.bytes {
+                        return Err(refuse(tree, &at, "makes the checkout larger than it may be (64 GiB)"));
                     }
                     let mut from = tree.open(&at).map_err(|e| unreadable(tree, e))?;
                     let mut to = root.create_file(path, entry.mode).map_err(io)?;

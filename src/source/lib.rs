@@ -34,3 +34,6 @@ pub use settings::{FetchLimits, GitCredentials, GitSettings, Login, SshSettings}
 pub use tree::CommitTree;
 pub use url::{Origin, RepoUrl, Transport, UrlError};
 pub use work_tree::{Checkout, DirtyFile};
+
+#[cfg(test)]
+mod cases;

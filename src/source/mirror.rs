@@ -306,7 +306,7 @@ impl Mirror {
     /// Writes exactly the files of a commit into `dir`, which is made where it is not there and must be empty. On an
     /// error the folder is empty again.
     pub fn checkout(&self, commit: &CommitId, dir: &Path) -> Result<(), SourceError> {
-        crate::checkout::write(&self.tree(commit)?, dir)
+        crate::checkout::write(&self.tree(commit)?, dir, crate::checkout::Bounds::default())
     }
 }
 

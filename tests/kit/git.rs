@@ -7,13 +7,13 @@ use crate::env::run;
 use crate::server::{Reply, Seen, Server};
 use crate::tls::ServerCert;
 use base64::Engine as _;
-use std::cell::Cell;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long one git command may run.
@@ -41,14 +41,14 @@ pub fn git(dir: &Path) -> Command {
 /// A repository with a work tree.
 pub struct GitRepo {
     dir: PathBuf,
-    commits: Cell<u64>,
+    commits: AtomicU64,
 }
 
 impl GitRepo {
     /// An empty repository, its branch named `main`, in a folder that is made.
     pub fn init(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let repo = Self { dir: dir.to_owned(), commits: Cell::new(0) };
+        let repo = Self { dir: dir.to_owned(), commits: AtomicU64::new(0) };
         repo.git(&["init", "-q"])?;
         Ok(repo)
     }
@@ -68,7 +68,7 @@ impl GitRepo {
 
     /// Runs git in the work tree and gives what it printed, trimmed.
     pub fn git(&self, args: &[&str]) -> io::Result<String> {
-        let date = format!("{} +0000", FIRST + 60 * self.commits.get());
+        let date = format!("{} +0000", FIRST + 60 * self.commits.load(Ordering::Relaxed));
         let mut command = git(&self.dir);
         for who in ["AUTHOR", "COMMITTER"] {
             command
@@ -94,7 +94,7 @@ impl GitRepo {
     pub fn commit(&self, message: &str) -> io::Result<String> {
         self.git(&["add", "-A"])?;
         self.git(&["commit", "-q", "--allow-empty", "-m", message])?;
-        self.commits.set(self.commits.get() + 1);
+        self.commits.fetch_add(1, Ordering::Relaxed);
         self.head()
     }
 

@@ -189,7 +189,7 @@ fn mutations_of_a_good_file_never_panic() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
     #[test]
     fn any_bytes_never_panic(data in proptest::collection::vec(any::<u8>(), 0..400)) {
         fuzz_pipeline(&data);

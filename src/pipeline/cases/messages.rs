@@ -121,3 +121,21 @@ fn an_unused_target_is_a_warning_only() {
     assert_eq!(d.warnings.items.len(), 1);
     assert_eq!(d.warnings.items[0].code, "K0301");
 }
+
+#[test]
+fn the_reference_shows_a_right_file_and_names_every_key() {
+    let page = include_str!("../../../docs/pipeline.md");
+    let block = page.split("```yaml\n").nth(1).and_then(|b| b.split("```").next()).expect("a first example");
+    ok(block);
+    for place in crate::schema::PLACES.iter().chain(crate::stage::PLACES) {
+        for key in place.known {
+            assert!(
+                page.contains(&format!("`{key}"))
+                    || page.contains(&format!("{{{key}"))
+                    || page.contains(&format!("{key}:")),
+                "docs/pipeline.md does not name {key:?} of {}",
+                place.name
+            );
+        }
+    }
+}
