@@ -78,14 +78,17 @@ async fn ask(address: SocketAddr, path: &str) -> Result<(), ProbeError> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(answer)?;
     tokio::pin!(connection);
+    let response = sender.send_request(request);
+    tokio::pin!(response);
     let response = tokio::select! {
-        response = sender.send_request(request) => response.map_err(answer)?,
-        // The connection cannot end well before the answer; when it ends badly, the answer is known to fail.
-        ended = &mut connection => match ended {
-            Err(source) => return Err(answer(source)),
-            Ok(()) => return Err(ProbeError::Connect { address, source: io::ErrorKind::UnexpectedEof.into() }),
-        },
+        response = &mut response => response,
+        // A short answer and the end of its connection can be seen in one go.
+        ended = &mut connection => {
+            ended.map_err(answer)?;
+            response.await
+        }
     };
+    let response = response.map_err(answer)?;
     let status = response.status();
     if status.is_success() || status.is_redirection() {
         Ok(())
