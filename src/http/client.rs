@@ -15,6 +15,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, NoProxy, Proxy, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -99,7 +100,8 @@ impl Client {
 
     /// Sends a request and follows the redirects of GET and HEAD. Dropping the future ends the exchange.
     pub async fn send(&self, request: Request) -> Result<Response, HttpError> {
-        let Request { method, mut url, headers, auth, body, total } = request;
+        let Request { method, mut url, headers, auth, body, total, silence } = request;
+        let silence = silence.unwrap_or(self.inner.settings.deadlines.silence);
         let origin = url.origin();
         let plain_at_first = url.scheme() == "http";
         let first_host = url.host_str().unwrap_or("").to_owned();
@@ -108,6 +110,7 @@ impl Client {
         let started = Instant::now();
         let total = total.or(self.inner.settings.deadlines.total);
         for hop in 0..=MAX_REDIRECTS {
+            let active = Arc::new(Activity::new());
             let mut builder =
                 self.client_for(&url)?.request(method.clone(), url.clone()).headers(headers.clone());
             // Whoever the first answer points to, the credentials stay with the origin they are for.
@@ -119,17 +122,28 @@ impl Client {
                 Body::Empty => builder,
                 Body::Bytes(b) => builder.body(b),
                 Body::Stream { stream, .. } => {
-                    builder.body(reqwest::Body::wrap_stream(stream.map(|r| r.map_err(BodyError))))
+                    let active = Arc::clone(&active);
+                    builder.body(reqwest::Body::wrap_stream(stream.map(move |piece| {
+                        active.now();
+                        piece.map_err(BodyError)
+                    })))
                 }
             };
             if let Some(total) = total {
                 let left = total.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
                 builder = builder.timeout(left);
             }
-            let result = builder.send().await;
+            // reqwest's own read timeout counts from the request's start, so it would end every upload that
+            // takes longer.
+            let result = tokio::select! {
+                result = builder.send() => result,
+                () = active.silent_for(silence) => {
+                    return Err(HttpError::Timeout { host: host_of(&url), connecting: false, after: silence });
+                }
+            };
             let inner = result.map_err(|e| classify(&e, &url, self.proxy_of(&url), started.elapsed()))?;
             if !(follow && inner.status().is_redirection() && inner.headers().contains_key(LOCATION)) {
-                return Ok(Response { inner, url, started });
+                return Ok(Response { inner, url, started, silence });
             }
             if hop == MAX_REDIRECTS {
                 break;
@@ -213,7 +227,6 @@ impl Client {
             .referer(false)
             .user_agent(inner.user_agent.clone())
             .connect_timeout(deadlines.connect)
-            .read_timeout(deadlines.silence)
             .pool_idle_timeout(Duration::from_secs(15))
             .dns_resolver(Arc::new(SystemResolver));
         let proxy = &inner.settings.proxy;
@@ -246,6 +259,34 @@ fn redirect_target(from: &Url, location: Option<&HeaderValue>) -> Result<Url, Ht
     Ok(next)
 }
 
+/// When something last moved in a request whose answer has not begun.
+struct Activity {
+    start: Instant,
+    last_millis: AtomicU64,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self { start: Instant::now(), last_millis: AtomicU64::new(0) }
+    }
+
+    fn now(&self) {
+        let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// Returns once nothing has moved for so long.
+    async fn silent_for(&self, silence: Duration) {
+        loop {
+            let end = Duration::from_millis(self.last_millis.load(Ordering::Relaxed)).saturating_add(silence);
+            match end.checked_sub(self.start.elapsed()).filter(|left| !left.is_zero()) {
+                Some(left) => tokio::time::sleep(left).await,
+                None => return,
+            }
+        }
+    }
+}
+
 /// getaddrinfo through tokio, with an error that [`classify`] recognises.
 struct SystemResolver;
 
@@ -266,6 +307,7 @@ pub struct Response {
     inner: reqwest::Response,
     url: Url,
     started: Instant,
+    silence: Duration,
 }
 
 impl Response {
@@ -292,7 +334,13 @@ impl Response {
     }
     /// The next piece of the body; `None` at its end. A body that ends early is an error.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
-        self.inner.chunk().await.map_err(|e| classify(&e, &self.url, None, self.started.elapsed()))
+        match tokio::time::timeout(self.silence, self.inner.chunk()).await {
+            Ok(read) => read.map_err(|e| classify(&e, &self.url, None, self.started.elapsed())),
+            Err(_) => {
+                let host = host_of(&self.url);
+                Err(HttpError::Timeout { host, connecting: false, after: self.silence })
+            }
+        }
     }
     /// The whole body, refused beyond `limit` bytes before more of it is read.
     pub async fn bytes(mut self, limit: u64) -> Result<Bytes, HttpError> {

@@ -112,6 +112,7 @@ pub struct Request {
     pub(crate) auth: Option<Auth>,
     pub(crate) body: Body,
     pub(crate) total: Option<Duration>,
+    pub(crate) silence: Option<Duration>,
 }
 
 impl Request {
@@ -127,7 +128,7 @@ impl Request {
             let _ = url.set_username("");
             let _ = url.set_password(None);
         }
-        Self { method, url, headers: HeaderMap::new(), auth, body: Body::Empty, total: None }
+        Self { method, url, headers: HeaderMap::new(), auth, body: Body::Empty, total: None, silence: None }
     }
     /// GET.
     pub fn get(url: Url) -> Self {
@@ -163,6 +164,12 @@ impl Request {
             self.headers.insert(CONTENT_LENGTH, HeaderValue::from(*len));
         }
         self.body = body;
+        self
+    }
+    /// Another deadline of silence than the client's: for a server that works long before it answers.
+    #[must_use]
+    pub fn silence(mut self, silence: Duration) -> Self {
+        self.silence = Some(silence);
         self
     }
     /// Bounds the whole exchange, body included.

@@ -62,7 +62,8 @@ impl fmt::Debug for Pem {
 pub struct Deadlines {
     /// Until a connection stands, TLS included.
     pub connect: Duration,
-    /// Of silence: from the request's last byte to the answer's first, and between two reads of a body.
+    /// Of silence: while nothing of a request's body is taken and no answer begins, and between two reads of
+    /// an answer's body. A request may set its own.
     pub silence: Duration,
     /// Of a whole exchange, body included; `None` where only silence ends it (large transfers). A
     /// request may set its own.

@@ -181,6 +181,33 @@ async fn failures_are_told_apart() {
 }
 
 #[tokio::test]
+async fn an_upload_may_take_longer_than_silence_may() {
+    struct Slow(u32);
+    impl std::io::Read for Slow {
+        fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+            // A slow disk: time passing is what is tested.
+            std::thread::sleep(Duration::from_millis(100));
+            self.0 = self.0.saturating_sub(1);
+            buf[0] = b'x';
+            Ok(usize::from(self.0 > 0))
+        }
+    }
+    let server = Server::start(None, |seen| {
+        if seen.path == "/late" {
+            std::thread::sleep(Duration::from_millis(600));
+        }
+        Reply::bytes(seen.body.len().to_string())
+    })
+    .unwrap();
+    // Eight pieces in 900 ms, where 300 ms of silence are the end.
+    let request = Request::post(server.url().parse().unwrap()).body(Body::reader(Slow(9), None));
+    assert_eq!(&client().send(request).await.unwrap().bytes(9).await.unwrap()[..], b"8");
+    let late = || get(&format!("{}/late", server.url()));
+    assert!(matches!(client().send(late()).await, Err(HttpError::Timeout { connecting: false, .. })));
+    client().send(late().silence(Duration::from_secs(5))).await.unwrap();
+}
+
+#[tokio::test]
 async fn proxies_take_what_they_should() {
     let proxy = Server::start(None, |_| Reply::bytes("by proxy")).unwrap();
     let refusing = Server::start(None, |_| Reply::status(403)).unwrap();

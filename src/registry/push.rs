@@ -17,7 +17,10 @@ use keelway_store::Store;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek as _, SeekFrom};
+use std::time::Duration;
 
+/// How long a registry may be silent while it finishes a blob: some hash or copy all of it first.
+const FINISHING: Duration = Duration::from_secs(600);
 /// Blobs up to this many bytes go in one request.
 const ONE_REQUEST: u64 = 1 << 20;
 
@@ -170,6 +173,7 @@ impl Session<'_> {
         let response = self
             .send(|| {
                 let put = Request::new(Method::PUT, location.clone())
+                    .silence(FINISHING)
                     .header(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
                 match body {
                     Some(from) => Ok(put.body(self.body_of(store, d, from, progress)?)),

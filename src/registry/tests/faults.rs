@@ -224,7 +224,8 @@ async fn busy_for_a_moment_is_no_failure() {
             return None;
         }
         let n = failures.fetch_add(1, Ordering::SeqCst);
-        (n % 3 != 2).then(|| Reply::status(if n.is_multiple_of(3) { 500 } else { 429 }).with("retry-after", "9999"))
+        (n % 3 != 2)
+            .then(|| Reply::status(if n.is_multiple_of(3) { 500 } else { 429 }).with("retry-after", "9999"))
     });
     let to = TestStore::new();
     let started = Instant::now();
@@ -469,4 +470,32 @@ async fn what_is_not_an_image_is_not_pushed() {
         .await
         .unwrap_err();
     assert!(matches!(e.problem(), Problem::Store(_)), "{e}");
+}
+
+#[tokio::test]
+async fn a_pull_that_is_dropped_leaves_nothing() {
+    let image = image();
+    let (path, bytes) = (layer_path(&image), image.layers[0].clone());
+    let server = registry_with(image, move |seen| {
+        seen.path.ends_with(&path).then(|| Reply::bytes(&bytes[..50_000]).ending(End::Stall))
+    });
+    let (host, client, to) = (server.host(), client(), TestStore::new());
+    let got =
+        client.fetch_image(&to.store, &tagged(&host), &Platform::host(), crate::silent()).await.unwrap();
+    let before = to.files();
+    let (moving, moved) = tokio::sync::oneshot::channel();
+    let moving = std::sync::Mutex::new(Some(moving));
+    let progress: crate::ProgressFn = Arc::new(move |p| {
+        if p.done > 0
+            && let Some(tell) = moving.lock().unwrap().take()
+        {
+            let _ = tell.send(());
+        }
+    });
+    let repository = repository(&host);
+    tokio::select! {
+        r = client.fetch_layers(&to.store, &repository, &got.manifest, &got.config, progress) => panic!("it ended: {r:?}"),
+        _ = moved => {}
+    }
+    to.settles_at(&before);
 }
