@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
     /// Content has no place in `config.json`.
-    #[error("the file for {target:?} has its content in the spec: write it to a file and bind-mount that for a bundle")]
+    #[error(
+        "the file for {target:?} has its content in the spec: write it to a file and bind-mount that for a bundle"
+    )]
     FileMount {
         /// Where it should be.
         target: PathBuf,
@@ -63,9 +65,7 @@ pub fn oci_config(spec: &Spec, rootfs: &Path) -> Result<Value, BundleError> {
 }
 
 fn mounts(spec: &Spec) -> Result<Vec<Value>, BundleError> {
-    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| {
-        json!({ "destination": destination, "type": kind, "source": source, "options": options })
-    };
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
     let shm = format!("size={}", spec.shm_size.0);
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),

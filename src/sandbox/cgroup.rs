@@ -6,15 +6,15 @@
 //! after it, and [`reap`] removes those of a dead owner. All work is done on directories given as
 //! arguments, so that recorded layouts can be tested in a temporary folder.
 //!
-//! Facts: the first write to a v1 `cgroup.procs` after an idle spell takes about 10 ms (the kernel
-//! waits for an RCU grace period), so it is done while PID 1 mounts its root.
+//! A sandbox's PID 1 puts itself into its groups (see `group::enter`): moving another process costs 10 ms
+//! and more on v1 after an idle spell.
 
 mod detect;
 mod group;
 
 pub use detect::{Controller, Layout, Place};
+pub(crate) use group::{Door, Group, Plan, enter, remove_parents};
 pub use group::{ReapError, Reaped, reap};
-pub(crate) use group::{Group, Plan, remove_parents};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -31,7 +31,9 @@ pub struct BoxName(String);
 
 /// A text that cannot name a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} cannot name a cgroup: components of 1 to 63 letters, digits, '-', '_' and '.', not starting with '.'")]
+#[error(
+    "{text:?} cannot name a cgroup: components of 1 to 63 letters, digits, '-', '_' and '.', not starting with '.'"
+)]
 pub struct NameError {
     text: String,
 }
@@ -54,7 +56,11 @@ macro_rules! name {
             type Error = NameError;
             fn try_from(text: String) -> Result<Self, NameError> {
                 let check: fn(&str) -> bool = $check;
-                if check(&text) { Ok(Self(text)) } else { Err(NameError { text: text.chars().take(100).collect() }) }
+                if check(&text) {
+                    Ok(Self(text))
+                } else {
+                    Err(NameError { text: text.chars().take(100).collect() })
+                }
             }
         }
         impl std::str::FromStr for $name {

@@ -46,7 +46,9 @@ pub enum SpawnError {
         source: io::Error,
     },
     /// Init died or spoke nonsense before the process ran.
-    #[error("the sandbox's init ended before the process ran ({detail}); run `keelway doctor` to check this machine")]
+    #[error(
+        "the sandbox's init ended before the process ran ({detail}); run `keelway doctor` to check this machine"
+    )]
     InitLost {
         /// What is known.
         detail: String,
@@ -156,13 +158,17 @@ pub enum ExecError {
         searched: String,
     },
     /// It is there, but the user may not execute it.
-    #[error("{program:?} may not be executed by this user: is it a directory, or does its mode lack the x bit?")]
+    #[error(
+        "{program:?} may not be executed by this user: is it a directory, or does its mode lack the x bit?"
+    )]
     Denied {
         /// As found.
         program: String,
     },
     /// Neither a program of this machine's architecture nor a script with `#!`.
-    #[error("{program:?} is not a program this machine can run: another architecture, or a script without a #! line")]
+    #[error(
+        "{program:?} is not a program this machine can run: another architecture, or a script without a #! line"
+    )]
     Format {
         /// As found.
         program: String,

@@ -10,7 +10,7 @@ mod pid1;
 
 pub(crate) use interpreter::interpreter;
 
-use crate::cgroup::Group;
+use crate::cgroup::{Door, Group};
 use crate::error::SetupError;
 use crate::proto::{self, Inner, Order, Report, Request, Stub};
 use crate::root;
@@ -59,36 +59,29 @@ fn supervise(control: &OwnedFd) -> i32 {
     let Ok(stdio) = <[OwnedFd; proto::MAX_FDS]>::try_from(stdio) else {
         return fail(control, SetupError::Protocol { detail: "a spec without its three descriptors".into() });
     };
-    let mut kept = match start(control, &request, stdio) {
-        Ok(kept) => kept,
+    let group = match request.cgroups.create() {
+        Ok(group) => group,
         Err(e) => return fail(control, e),
     };
-    // PID 1 builds the root meanwhile.
-    let group = request
-        .cgroups
-        .create()
-        .and_then(|group| match group.join(kept.pid) {
-            Ok(()) => Ok(group),
-            Err(e) => {
-                kept.kill();
-                kept.drain();
-                let _ = group.remove();
-                Err(e)
-            }
-        })
-        .map_err(|e| kept.failure = Some(e));
-    match &group {
-        Ok(_) => {
-            // A dead PID 1 is seen in the loop.
-            let _ = proto::send(kept.life.as_fd(), &Order::Go, &[]);
+    match group.doors().and_then(|doors| start(control, &request, stdio, &doors)) {
+        Ok(mut kept) => {
+            kept.keep(control);
+            finish(control, kept, &group, &request)
         }
-        Err(()) => kept.kill(),
+        Err(e) => {
+            // Nobody is in it yet.
+            let _ = group.remove();
+            fail(control, e)
+        }
     }
-    kept.keep(control);
-    finish(control, kept, group.ok().as_ref(), &request)
 }
 
-fn start(control: &OwnedFd, request: &Request, stdio: [OwnedFd; 3]) -> Result<Kept, SetupError> {
+fn start(
+    control: &OwnedFd,
+    request: &Request,
+    stdio: [OwnedFd; 3],
+    doors: &[Door],
+) -> Result<Kept, SetupError> {
     let step = |action: &str| {
         let action = action.to_owned();
         move |errno: Errno| SetupError::Step { action, errno: errno.into() }
@@ -106,24 +99,16 @@ fn start(control: &OwnedFd, request: &Request, stdio: [OwnedFd; 3]) -> Result<Ke
             Some(fd)
         }
     };
-    let (life, theirs) = UnixStream::pair().map_err(|e| SetupError::Step {
-        action: "make PID 1's socket".into(),
-        errno: e.into(),
-    })?;
+    let (life, theirs) = UnixStream::pair()
+        .map_err(|e| SetupError::Step { action: "make PID 1's socket".into(), errno: e.into() })?;
     match sys::clone_pid1(namespaces).map_err(step("make the namespaces"))? {
         Cloned::Child => {
             drop(life);
-            pid1::run(control.as_raw_fd(), theirs, request, join, stdio)
+            pid1::run(control.as_raw_fd(), theirs, request, pid1::Gifts { join, stdio, doors })
         }
-        Cloned::Parent { pid, pidfd } => Ok(Kept {
-            pid,
-            pidfd,
-            life,
-            stubs: Vec::new(),
-            failure: None,
-            started: false,
-            end: None,
-        }),
+        Cloned::Parent { pid, pidfd } => {
+            Ok(Kept { pid, pidfd, life, stubs: Vec::new(), failure: None, started: false, end: None })
+        }
     }
 }
 
@@ -171,10 +156,9 @@ impl Kept {
             }
             if from_owner {
                 match proto::receive::<Order>(control.as_fd()) {
-                    Ok(Some((order @ Order::Signal(_), _))) => {
+                    Ok(Some((order, _))) => {
                         let _ = proto::send(self.life.as_fd(), &order, &[]);
                     }
-                    Ok(Some((Order::Go, _))) => {}
                     // The owner is dead or lets go.
                     Ok(None) | Err(_) => {
                         owner_lives = false;
@@ -215,13 +199,10 @@ impl Kept {
     }
 }
 
-fn finish(control: &OwnedFd, kept: Kept, group: Option<&Group>, request: &Request) -> i32 {
-    let mut usage = group.map(Group::usage).unwrap_or_default();
+fn finish(control: &OwnedFd, kept: Kept, group: &Group, request: &Request) -> i32 {
+    let mut usage = group.usage();
     usage.cpu = sys::children_cpu();
-    let mut removal = Ok(());
-    if let Some(group) = group {
-        removal = group.remove();
-    }
+    let removal = group.remove();
     if let RootFs::Overlay { upper, .. } = &request.spec.root {
         root::remove_stubs(upper, &kept.stubs);
     }

@@ -10,12 +10,14 @@ use crate::proto::{self, Report, Request};
 use crate::running::Running;
 use crate::spec::Spec;
 use crate::sys;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio as ProcessStdio};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// First argument of a re-executed init; see [`crate::init_main`].
 pub const INIT_ARGUMENT: &str = "__init";
@@ -73,6 +75,23 @@ impl Stdio {
     }
 }
 
+/// How long building a sandbox may take; milliseconds unless the disk hangs.
+const START: Duration = Duration::from_secs(120);
+
+fn readable_within(fd: BorrowedFd<'_>, time: Duration) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    let end = Instant::now() + time;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(ready) => return ready > 0,
+            Err(nix::errno::Errno::EINTR) => {}
+            // The read that follows says why.
+            Err(_) => return true,
+        }
+    }
+}
+
 fn null() -> io::Result<OwnedFd> {
     Ok(std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
@@ -125,6 +144,11 @@ impl Launcher {
         if let Err(source) = sent {
             return Err(SpawnError::Launch { action: "send it the spec", source });
         }
+        if !readable_within(running.control(), START) {
+            let detail = format!("it is not ready after {} s and was killed", START.as_secs());
+            running.abandon();
+            return Err(SpawnError::InitLost { detail });
+        }
         match proto::receive::<Report>(running.control()) {
             Ok(Some((Report::Started { pid, warnings }, mut fds))) if fds.len() == 1 => {
                 running.started(pid, fds.remove(0), warnings);
@@ -151,7 +175,7 @@ impl Launcher {
         Ok((ours, child))
     }
 
-    fn binary(&self) -> io::Result<std::os::fd::BorrowedFd<'_>> {
+    fn binary(&self) -> io::Result<BorrowedFd<'_>> {
         if let Some(fd) = self.0.binary.get() {
             return Ok(fd.as_fd());
         }

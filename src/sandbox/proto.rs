@@ -37,8 +37,6 @@ pub(crate) struct Request {
 pub(crate) enum Order {
     /// Send this signal to the main process.
     Signal(i32),
-    /// To PID 1 only: the cgroups are in place, go on.
-    Go,
 }
 
 /// Supervisor to owner.
@@ -57,7 +55,9 @@ pub(crate) enum Report {
 pub(crate) enum Inner {
     /// Mount points were made in the root: remove them from the upper directory at the end.
     Stubs(Vec<Stub>),
-    Started { warnings: Vec<String> },
+    Started {
+        warnings: Vec<String>,
+    },
     Failed(SetupError),
     Ended(ExitKind),
 }
@@ -87,7 +87,10 @@ pub(crate) fn send<T: Serialize>(socket: BorrowedFd<'_>, message: &T, fds: &[Raw
     serde_json::to_writer(&mut frame, message)?;
     let length = frame.len() - HEADER;
     if length > MAX_FRAME {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a message of {length} bytes is too long")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("a message of {length} bytes is too long"),
+        ));
     }
     let length = u32::try_from(length).map_err(io::Error::other)?;
     frame[1..HEADER].copy_from_slice(&length.to_le_bytes());
@@ -190,11 +193,11 @@ mod tests {
         let (a, b) = UnixStream::pair().unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
         send(a.as_fd(), &Order::Signal(15), &[file.as_raw_fd(), file.as_raw_fd()]).unwrap();
-        send(a.as_fd(), &Order::Go, &[]).unwrap();
+        send(a.as_fd(), &Order::Signal(1), &[]).unwrap();
         drop(a);
         let (order, fds) = receive::<Order>(b.as_fd()).unwrap().unwrap();
         assert_eq!((order, fds.len()), (Order::Signal(15), 2));
-        assert_eq!(receive::<Order>(b.as_fd()).unwrap().unwrap().0, Order::Go);
+        assert_eq!(receive::<Order>(b.as_fd()).unwrap().unwrap().0, Order::Signal(1));
         assert!(receive::<Order>(b.as_fd()).unwrap().is_none(), "the end is no error");
     }
 

@@ -157,13 +157,14 @@ impl HostParts {
         let mut devices = Vec::with_capacity(DEVICES.len());
         for (name, major, minor) in DEVICES {
             let path = format!("/dev/{name}");
-            let node = open(path.as_str(), OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-                .map_err(step(format!("open this machine's {path}")))?;
+            let node =
+                open(path.as_str(), OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+                    .map_err(step(format!("open this machine's {path}")))?;
             let stat = fstat(&node).map_err(step(format!("look at this machine's {path}")))?;
             if !is_char(stat.st_mode) || stat.st_rdev != makedev(major, minor) {
-                return Err(step(format!("use this machine's {path}, which is not the device {major}:{minor}"))(
-                    Errno::ENODEV,
-                ));
+                return Err(step(format!(
+                    "use this machine's {path}, which is not the device {major}:{minor}"
+                ))(Errno::ENODEV));
             }
             let tree = sys::open_tree_clone(node.as_fd(), false).map_err(mount_error("a device", path))?;
             devices.push((name, tree));
@@ -264,13 +265,10 @@ fn dev(targets: &mut Targets<'_>, host: &HostParts, spec: &Spec) -> Result<(), S
     for (name, to) in LINKS {
         symlinkat(to, &dev, name).map_err(failed(name))?;
     }
-    let devpts = [
-        (c"ptmxmode", "0666".to_owned()),
-        (c"mode", "0620".to_owned()),
-        (c"gid", "5".to_owned()),
-    ];
+    let devpts = [(c"ptmxmode", "0666".to_owned()), (c"mode", "0620".to_owned()), (c"gid", "5".to_owned())];
     let pts = new_fs(c"devpts", &devpts, NOSUID | NOEXEC).map_err(mount_error("devpts", "/dev/pts"))?;
-    let shm = tmpfs(spec.shm_size.0, 0o1777, NOSUID | NODEV | NOEXEC).map_err(mount_error("tmpfs", "/dev/shm"))?;
+    let shm =
+        tmpfs(spec.shm_size.0, 0o1777, NOSUID | NODEV | NOEXEC).map_err(mount_error("tmpfs", "/dev/shm"))?;
     let queues =
         new_fs(c"mqueue", &[], NOSUID | NODEV | NOEXEC).map_err(mount_error("mqueue", "/dev/mqueue"))?;
     for (name, mount) in [("pts", pts), ("shm", shm), ("mqueue", queues)] {

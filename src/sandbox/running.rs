@@ -80,6 +80,8 @@ pub struct Running {
 #[derive(Debug)]
 struct Shared {
     control: UnixStream,
+    /// Held while an order is written, so that two do not mix; never while something is killed.
+    ordering: Mutex<()>,
     /// PID 1 of the sandbox, once it runs.
     init: Mutex<Option<OwnedFd>>,
 }
@@ -91,9 +93,11 @@ pub struct Handle(Arc<Shared>);
 impl Handle {
     /// Sends a signal to the main process. A sandbox that has ended is no error.
     pub fn signal(&self, signal: i32) -> Result<(), WaitError> {
-        let _one_at_a_time = self.0.init.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.0.ordering.lock().unwrap_or_else(PoisonError::into_inner);
         match proto::send(self.0.control.as_fd(), &Order::Signal(signal), &[]) {
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe || e.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe || e.kind() == io::ErrorKind::ConnectionReset => {
+                Ok(())
+            }
             other => other.map_err(|source| WaitError::Io { action: "signal", source }),
         }
     }
@@ -118,7 +122,7 @@ impl AsFd for Running {
 
 impl Running {
     pub(crate) fn new(child: Child, control: UnixStream, launcher: Launcher, groups: Group) -> Self {
-        let shared = Arc::new(Shared { control, init: Mutex::new(None) });
+        let shared = Arc::new(Shared { control, ordering: Mutex::new(()), init: Mutex::new(None) });
         Self { child, shared, pid: 0, warnings: Vec::new(), exit: None, groups, _launcher: launcher }
     }
 
@@ -136,6 +140,11 @@ impl Running {
     pub(crate) fn failed(&mut self) {
         let _ = self.child.wait();
         self.exit = Some(Exit { kind: ExitKind::InitKilled, usage: Usage::default() });
+    }
+
+    /// It does not answer: kill it, and PID 1 dies with it (its parent-death signal).
+    pub(crate) fn abandon(&mut self) {
+        let _ = self.child.kill();
     }
 
     /// What is known of an init that ended without a word.

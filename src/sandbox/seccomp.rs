@@ -161,9 +161,7 @@ pub(crate) fn oci_profile() -> serde_json::Value {
     use serde_json::json;
     let special = ["clone", "clone3", "socket", "personality", "ioctl"];
     let names: Vec<&str> = calls::NAMES.iter().copied().filter(|n| !special.contains(n)).collect();
-    let allow = |names: &[&str], args: serde_json::Value| {
-        json!({ "names": names, "action": "SCMP_ACT_ALLOW", "args": args })
-    };
+    let allow = |names: &[&str], args: serde_json::Value| json!({ "names": names, "action": "SCMP_ACT_ALLOW", "args": args });
     let not = |index: u32, values: &[u32]| -> serde_json::Value {
         values.iter().map(|v| json!({ "index": index, "value": v, "op": "SCMP_CMP_NE" })).collect()
     };

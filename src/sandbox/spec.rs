@@ -251,7 +251,10 @@ impl Spec {
             match &mount.kind {
                 MountKind::Bind { source, .. } => absolute("the source of a bind mount", source)?,
                 MountKind::File { content, .. } if content.len() > MAX_FILE_CONTENT => {
-                    return Err(SpecError::FileTooLarge { target: mount.target.clone(), bytes: content.len() });
+                    return Err(SpecError::FileTooLarge {
+                        target: mount.target.clone(),
+                        bytes: content.len(),
+                    });
                 }
                 MountKind::File { .. } | MountKind::Tmpfs { .. } => {}
             }
@@ -278,7 +281,9 @@ pub enum SpecError {
     #[error("a read-only root needs at least one lower directory")]
     NoLowers,
     /// Beyond the kernel's bound.
-    #[error("the root has {count} layers, the kernel's overlayfs takes at most {MAX_LOWERS}: flatten the image or join RUN and COPY instructions")]
+    #[error(
+        "the root has {count} layers, the kernel's overlayfs takes at most {MAX_LOWERS}: flatten the image or join RUN and COPY instructions"
+    )]
     TooManyLowers {
         /// How many were asked for.
         count: usize,
@@ -290,7 +295,9 @@ pub enum SpecError {
     #[error("an argument or environment variable contains a NUL byte, which no process can be given")]
     Nul,
     /// Beyond [`MAX_ARGUMENT_BYTES`].
-    #[error("arguments and environment are {bytes} bytes, at most {MAX_ARGUMENT_BYTES} can be given to a process: pass large values in a file")]
+    #[error(
+        "arguments and environment are {bytes} bytes, at most {MAX_ARGUMENT_BYTES} can be given to a process: pass large values in a file"
+    )]
     ArgumentsTooLong {
         /// How many bytes.
         bytes: usize,
@@ -334,7 +341,9 @@ pub enum SpecError {
     #[error("a mount cannot take the place of /: name a path below it")]
     MountOverRoot,
     /// Beyond [`MAX_FILE_CONTENT`].
-    #[error("the file for {target:?} is {bytes} bytes, at most {MAX_FILE_CONTENT} are possible: bind-mount it instead")]
+    #[error(
+        "the file for {target:?} is {bytes} bytes, at most {MAX_FILE_CONTENT} are possible: bind-mount it instead"
+    )]
     FileTooLarge {
         /// Where it should be.
         target: PathBuf,

@@ -41,7 +41,8 @@ pub(crate) fn sealed_copy(program: &File) -> io::Result<OwnedFd> {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // MFD_EXEC is needed where vm.memfd_noexec is set and unknown before 6.3.
     // SAFETY: the name is NUL-terminated and lives through the call.
-    let mut fd = owned(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags | libc::MFD_EXEC) });
+    let mut fd =
+        owned(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags | libc::MFD_EXEC) });
     if matches!(fd, Err(Errno::EINVAL)) {
         // SAFETY: as above.
         fd = owned(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags) });
@@ -72,7 +73,8 @@ pub(crate) fn clone_pid1(namespaces: libc::c_int) -> Result<Cloned> {
     args.exit_signal = libc::SIGCHLD as u64;
     // SAFETY: no CLONE_VM and no stack, so the child goes on with a copy of everything as after fork(2);
     // the caller has one thread, so no lock can be held by a thread that the child lacks.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
     if pid == 0 {
         return Ok(Cloned::Child);
     }
@@ -102,7 +104,9 @@ pub(crate) fn fsopen(kind: &CStr) -> Result<OwnedFd> {
 pub(crate) fn fsconfig_string(fs: BorrowedFd<'_>, key: &CStr, value: &CStr) -> Result<()> {
     let command = libc::FSCONFIG_SET_STRING;
     // SAFETY: both texts are NUL-terminated and live through the call.
-    check(unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key.as_ptr(), value.as_ptr(), 0) })?;
+    check(unsafe {
+        libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key.as_ptr(), value.as_ptr(), 0)
+    })?;
     Ok(())
 }
 
@@ -152,7 +156,9 @@ pub(crate) fn mount_setattr(
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let (fd, size) = (mount.as_raw_fd(), size_of::<libc::mount_attr>());
     // SAFETY: the structure lives through the call and its size is given.
-    check(unsafe { libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const attributes, size) })?;
+    check(unsafe {
+        libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const attributes, size)
+    })?;
     Ok(())
 }
 
@@ -241,7 +247,9 @@ pub(crate) fn loopback_up() -> Result<()> {
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: the request lives through the call and has the form SIOCSIFFLAGS wants.
-    check(libc::c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }))?;
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request)
+    }))?;
     Ok(())
 }
 

@@ -49,7 +49,10 @@ impl Plan {
                 Some(place) if asked || controller == Controller::Pids => wanted.push((controller, place)),
                 None if asked => {
                     return Err(SetupError::Cgroup {
-                        action: format!("limit {} because this machine has no such controller:", controller.name()),
+                        action: format!(
+                            "limit {} because this machine has no such controller:",
+                            controller.name()
+                        ),
                         path: self.dir(Path::new("/sys/fs/cgroup")),
                         errno: nix::errno::Errno::ENODEV.into(),
                     });
@@ -87,7 +90,12 @@ impl Plan {
             make(place, &self.parent, &dir, &controllers)?;
             group.dirs.push(((*place).clone(), dir));
         }
-        for (controller, place) in wanted {
+        self.limit(group)
+    }
+
+    /// Writes the limits into groups that are there.
+    pub(super) fn limit(&self, group: &mut Group) -> Result<(), SetupError> {
+        for (controller, place) in self.wanted()? {
             let dir = self.dir(place.root());
             let v2 = matches!(place, Place::V2(_));
             match controller {
@@ -138,27 +146,22 @@ fn limit_memory(dir: &Path, v2: bool, bytes: Bytes) -> Result<(), SetupError> {
 }
 
 /// Makes the parents and the group itself; in the v2 tree also hands the controllers down.
-fn make(place: &Place, parent: &ParentName, dir: &Path, controllers: &[Controller]) -> Result<(), SetupError> {
+fn make(
+    place: &Place,
+    parent: &ParentName,
+    dir: &Path,
+    controllers: &[Controller],
+) -> Result<(), SetupError> {
+    // The parents may be there without a controller that no sandbox of the run has needed so far.
+    if matches!(place, Place::V2(_)) {
+        prepare_parents(place, parent, controllers)?;
+    }
     // Another process may remove an empty parent between our two steps.
     for attempt in 0..10 {
         match fs::create_dir(dir) {
             Ok(()) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound && attempt < 9 => {
-                let mut at = place.root().to_owned();
-                for part in parent.as_str().split('/') {
-                    if matches!(place, Place::V2(_)) {
-                        hand_down(&at, controllers)?;
-                    }
-                    at.push(part);
-                    match fs::create_dir(&at) {
-                        Err(e) if e.kind() == io::ErrorKind::NotFound => break,
-                        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("create", &at, e)),
-                        _ => {}
-                    }
-                }
-                if matches!(place, Place::V2(_)) && at.is_dir() {
-                    hand_down(&at, controllers)?;
-                }
+                prepare_parents(place, parent, controllers)?;
             }
             Err(e) => return Err(failed("create", dir, e)),
         }
@@ -166,6 +169,28 @@ fn make(place: &Place, parent: &ParentName, dir: &Path, controllers: &[Controlle
     Err(failed("create", dir, io::Error::from_raw_os_error(nix::libc::ENOENT)))
 }
 
+/// Makes the parents. One that vanishes meanwhile is left to the next attempt.
+pub(super) fn prepare_parents(
+    place: &Place,
+    parent: &ParentName,
+    controllers: &[Controller],
+) -> Result<(), SetupError> {
+    let mut at = place.root().to_owned();
+    for part in parent.as_str().split('/') {
+        if matches!(place, Place::V2(_)) {
+            hand_down(&at, controllers)?;
+        }
+        at.push(part);
+        match fs::create_dir(&at) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("create", &at, e)),
+            _ => {}
+        }
+    }
+    if matches!(place, Place::V2(_)) { hand_down(&at, controllers) } else { Ok(()) }
+}
+
+/// Lets the children of a v2 group use the controllers.
 fn hand_down(dir: &Path, controllers: &[Controller]) -> Result<(), SetupError> {
     let have = fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
     let missing: Vec<String> = controllers
@@ -192,7 +217,9 @@ fn put(dir: &Path, file: &str, value: &str) -> io::Result<()> {
 
 fn write_if_there(dir: &Path, file: &str, value: &str) -> Result<(), SetupError> {
     match put(dir, file, value) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(&format!("write {value:?} to {file} of"), dir, e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(failed(&format!("write {value:?} to {file} of"), dir, e))
+        }
         _ => Ok(()),
     }
 }
@@ -208,9 +235,19 @@ fn keyed(dir: &Path, file: &str, key: &str) -> Option<u64> {
 }
 
 impl Group {
-    /// Puts a process (its threads and later children too) into every group.
-    pub(crate) fn join(&self, pid: i32) -> Result<(), SetupError> {
-        self.dirs.iter().try_for_each(|(_, dir)| write(dir, "cgroup.procs", &pid.to_string()))
+    /// Files by which a process with one thread puts itself into every group: see [`enter`].
+    pub(crate) fn doors(&self) -> Result<Vec<Door>, SetupError> {
+        let open = |(place, dir): &(Place, PathBuf)| {
+            let name = match place {
+                Place::V1(_) => "tasks",
+                Place::V2(_) => "cgroup.procs",
+            };
+            let path = dir.join(name);
+            let file =
+                fs::OpenOptions::new().write(true).open(&path).map_err(|e| failed("open", &path, e))?;
+            Ok(Door { path, file })
+        };
+        self.dirs.iter().map(open).collect()
     }
 
     /// What was counted so far; CPU time comes from elsewhere.
@@ -242,6 +279,21 @@ impl Group {
         }
         first
     }
+}
+
+/// An open membership file of a group.
+#[derive(Debug)]
+pub(crate) struct Door {
+    path: PathBuf,
+    file: fs::File,
+}
+
+/// Puts the calling process, which has one thread, into the groups. On v1 that goes through `tasks` and "0":
+/// for the caller alone the kernel takes no lock over all forks, while any other way waits for an RCU grace
+/// period, 10 ms and more, after each idle spell.
+pub(crate) fn enter(doors: &[Door]) -> Result<(), SetupError> {
+    use io::Write as _;
+    doors.iter().try_for_each(|d| (&d.file).write_all(b"0").map_err(|e| failed("join", &d.path, e)))
 }
 
 /// Kills every process of a group and of those below it, then removes them.
@@ -300,7 +352,9 @@ pub struct Reaped {
 
 /// A group of a dead run could not be removed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot remove the cgroup {path:?} of a dead run: {source}; processes in it do not die, look at its cgroup.procs")]
+#[error(
+    "cannot remove the cgroup {path:?} of a dead run: {source}; processes in it do not die, look at its cgroup.procs"
+)]
 pub struct ReapError {
     /// Its directory.
     pub path: PathBuf,

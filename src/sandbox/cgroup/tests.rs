@@ -1,1 +1,172 @@
 //! Recorded layouts, and limits written into directories that look like them.
+
+use super::group::Plan;
+use super::*;
+use keelway_model::{Bytes, Limits};
+use proptest::prelude::*;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Debian 12 without systemd: controllers on v1, a v2 tree beside them.
+const HYBRID: &str = "\
+24 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+30 24 0:26 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+33 30 0:29 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+34 30 0:30 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+35 30 0:31 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+36 30 0:32 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+/// systemd as PID 1: only v2.
+const UNIFIED: &str = "\
+25 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+29 25 0:25 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate
+";
+
+fn v1(path: &str) -> Option<Place> {
+    Some(Place::V1(path.into()))
+}
+
+#[test]
+fn hybrid_machines_use_v1_for_what_v1_has() {
+    let layout = Layout::from_mountinfo(HYBRID.as_bytes(), |_| "hugetlb\n".into());
+    assert_eq!(layout.pids, v1("/sys/fs/cgroup/pids"));
+    assert_eq!(layout.memory, v1("/sys/fs/cgroup/memory"));
+    assert_eq!(layout.cpu, v1("/sys/fs/cgroup/cpu,cpuacct"));
+    assert_eq!(layout.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
+    assert_eq!(layout.places().len(), 3);
+}
+
+#[test]
+fn a_controller_that_v1_lacks_comes_from_v2() {
+    let table = HYBRID.replace("pids rw,relatime - cgroup cgroup rw,pids", "x rw - tmpfs x rw");
+    let layout = Layout::from_mountinfo(table.as_bytes(), |_| "hugetlb pids".into());
+    assert_eq!(layout.pids, Some(Place::V2("/sys/fs/cgroup/unified".into())));
+}
+
+#[test]
+fn unified_machines() {
+    let layout = Layout::from_mountinfo(UNIFIED.as_bytes(), |_| "cpuset cpu io memory pids\n".into());
+    assert_eq!(layout.places(), [&Place::V2("/sys/fs/cgroup".into())]);
+    let blank = UNIFIED.replace("/sys/fs/cgroup", "/sys/fs/c\\040group");
+    let layout = Layout::from_mountinfo(blank.as_bytes(), |_| "pids".into());
+    assert_eq!(layout.unified, Some(PathBuf::from("/sys/fs/c group")));
+    assert_eq!(layout.memory, None);
+}
+
+/// A directory tree of plain files in which every group has the files of a v2 group. Files cannot appear by
+/// themselves as in a real cgroup tree, so the group's directory is made first.
+fn recorded_v2(base: &Path, extra: &[&str]) {
+    let common = ["cgroup.procs", "cgroup.subtree_control", "pids.max", "memory.max", "cpu.max"];
+    for dir in ["", "keelway", "keelway/run"] {
+        fs::create_dir_all(base.join(dir)).unwrap();
+        for file in common.iter().chain(extra) {
+            fs::write(base.join(dir).join(file), "").unwrap();
+        }
+    }
+}
+
+fn plan(layout: Layout) -> Plan {
+    Plan {
+        layout,
+        parent: "keelway/run".parse().unwrap(),
+        name: "box".parse().unwrap(),
+        limits: Limits { memory: Some(Bytes(1 << 20)), pids: Some(10), cpu_millis: Some(1500) },
+    }
+}
+
+fn read(path: PathBuf) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn v2_limits_go_into_the_right_files() {
+    let base = tempfile::tempdir_in("/dev/shm").unwrap();
+    recorded_v2(base.path(), &[]);
+    let place = || Some(Place::V2(base.path().to_owned()));
+    let layout =
+        Layout { pids: place(), memory: place(), cpu: place(), unified: Some(base.path().to_owned()) };
+    let plan = plan(layout);
+    let dir = base.path().join("keelway/run/box");
+    // What the kernel would make with the directory.
+    fs::create_dir(&dir).unwrap();
+    for file in ["cgroup.procs", "pids.max", "memory.max", "memory.swap.max", "memory.oom.group", "cpu.max"] {
+        fs::write(dir.join(file), "").unwrap();
+    }
+    let mut group = plan.groups();
+    assert!(plan.create().is_err(), "a group that exists belongs to someone else");
+    plan.limit(&mut group).unwrap();
+    enter(&group.doors().unwrap()).unwrap();
+    for (file, content) in [
+        ("pids.max", "11"),
+        ("memory.max", "1048576"),
+        ("memory.swap.max", "0"),
+        ("memory.oom.group", "1"),
+        ("cpu.max", "150000 100000"),
+        ("cgroup.procs", "0"),
+    ] {
+        assert_eq!(read(dir.join(file)), content, "{file}");
+    }
+    fs::write(dir.join("memory.events"), "low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\noom_group_kill 1\n")
+        .unwrap();
+    fs::write(dir.join("memory.peak"), "999424\n").unwrap();
+    fs::write(dir.join("pids.events"), "max 5\n").unwrap();
+    let usage = group.usage();
+    assert_eq!((usage.oom_kills, usage.peak_memory, usage.pids_refused), (2, Some(Bytes(999_424)), 5));
+}
+
+#[test]
+fn v2_controllers_are_handed_down_from_the_root() {
+    let base = tempfile::tempdir_in("/dev/shm").unwrap();
+    recorded_v2(base.path(), &[]);
+    fs::write(base.path().join("cgroup.subtree_control"), "memory pids\n").unwrap();
+    let place = Place::V2(base.path().to_owned());
+    let wanted = [Controller::Pids, Controller::Memory, Controller::Cpu];
+    group::prepare_parents(&place, &"keelway/run".parse().unwrap(), &wanted).unwrap();
+    assert_eq!(
+        read(base.path().join("cgroup.subtree_control")),
+        "+cpu",
+        "what is there is not written again"
+    );
+    for dir in ["keelway", "keelway/run"] {
+        assert_eq!(read(base.path().join(dir).join("cgroup.subtree_control")), "+pids +memory +cpu");
+    }
+}
+
+#[test]
+fn a_limit_without_its_controller_is_refused_by_name() {
+    let error = plan(Layout::default()).create().unwrap_err().to_string();
+    assert!(error.contains("pids"), "{error}");
+}
+
+#[test]
+fn failed_creation_leaves_nothing() {
+    // A place without the controller's files: the directory can be made, the limit cannot be written.
+    let base = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut plan = plan(Layout { pids: Some(Place::V1(base.path().to_owned())), ..Layout::default() });
+    plan.limits = Limits { pids: Some(3), ..Limits::default() };
+    assert!(plan.create().unwrap_err().to_string().contains("pids.max"));
+    assert!(!base.path().join("keelway/run/box").exists());
+}
+
+#[test]
+fn names_stay_below_their_parent() {
+    for bad in ["", "/", "..", "a/../b", "a//b", "/a", "a/", ".hidden", "a b", "a\n", &"x".repeat(64)] {
+        assert!(bad.parse::<ParentName>().is_err(), "{bad:?}");
+    }
+    assert!("a/b".parse::<BoxName>().is_err());
+    assert!("keelway/run-1".parse::<ParentName>().is_ok());
+}
+
+proptest! {
+    #[test]
+    fn any_mount_table(mut table in proptest::collection::vec(any::<u8>(), 0..400), at in 0usize..400) {
+        Layout::from_mountinfo(&table, |_| String::new());
+        // A real one with a piece of rubbish inside.
+        let real = HYBRID.as_bytes();
+        let at = at.min(real.len());
+        table.splice(0..0, real[..at].iter().copied());
+        table.extend(&real[at..]);
+        Layout::from_mountinfo(&table, |_| "pids".into());
+    }
+}

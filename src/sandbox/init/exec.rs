@@ -30,7 +30,8 @@ impl Program {
         let (candidates, searched) = if name.contains('/') {
             (vec![text(&name)], String::new())
         } else {
-            let path = spec.env.iter().rev().find(|(k, _)| k == "PATH").map_or(DEFAULT_PATH, |(_, v)| v.as_str());
+            let path =
+                spec.env.iter().rev().find(|(k, _)| k == "PATH").map_or(DEFAULT_PATH, |(_, v)| v.as_str());
             let in_dir = |d: &str| if d.is_empty() { format!("./{name}") } else { format!("{d}/{name}") };
             let all = path.split(':').map(|d| text(&in_dir(d))).collect();
             (all, format!(" (searched PATH {path})"))
@@ -50,7 +51,12 @@ fn text(s: &str) -> CString {
 }
 
 /// Becomes the program, or reports why not and ends.
-pub(super) fn become_program(spec: &Spec, program: &Program, stdio: [OwnedFd; 3], mut report: PipeWriter) -> ! {
+pub(super) fn become_program(
+    spec: &Spec,
+    program: &Program,
+    stdio: [OwnedFd; 3],
+    mut report: PipeWriter,
+) -> ! {
     let error = match prepare(spec, &stdio) {
         Ok(()) => SetupError::Exec(execute(program)),
         Err((action, errno)) => SetupError::Step { action: action.into(), errno: errno.into() },
@@ -83,7 +89,10 @@ fn execute(program: &Program) -> ExecError {
         let path = candidate.to_string_lossy().into_owned();
         match errno {
             Errno::ENOENT | Errno::ENOTDIR if std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_file()) => {
-                found.get_or_insert(ExecError::Interpreter { interpreter: named_interpreter(&path), program: path });
+                found.get_or_insert(ExecError::Interpreter {
+                    interpreter: named_interpreter(&path),
+                    program: path,
+                });
             }
             Errno::ENOENT | Errno::ENOTDIR => {}
             Errno::EACCES => {

@@ -5,6 +5,7 @@
 
 use super::exec;
 use crate::caps;
+use crate::cgroup::{self, Door};
 use crate::error::{ExecError, SetupError};
 use crate::proto::{self, Inner, Order, Request};
 use crate::root;
@@ -30,19 +31,23 @@ const NO_CORE: Rlimit = Rlimit { resource: Resource::Core, soft: 0, hard: 0 };
 /// Most orphans reaped before other work is looked at again.
 const REAP_BATCH: usize = 1024;
 
+/// Descriptors that the supervisor opened for it.
+pub(super) struct Gifts<'a> {
+    /// The network namespace to join.
+    pub join: Option<OwnedFd>,
+    pub stdio: [OwnedFd; 3],
+    pub doors: &'a [Door],
+}
+
 /// The life of PID 1.
-pub(super) fn run(
-    control: RawFd,
-    life: UnixStream,
-    request: &Request,
-    join: Option<OwnedFd>,
-    stdio: [OwnedFd; 3],
-) -> ! {
+pub(super) fn run(control: RawFd, life: UnixStream, request: &Request, gifts: Gifts<'_>) -> ! {
+    let Gifts { join, stdio, doors } = gifts;
     // The supervisor has one thread, so its death is what this fires for; whether it died before is told
     // by the end of the socket. Our copy of its own socket would hide its death from the owner.
     let _ = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0);
     let _ = nix::unistd::close(control);
-    match set_up(&life, request, join, &stdio).and_then(|warnings| start(request, stdio, warnings)) {
+    let ready = cgroup::enter(doors).and_then(|()| set_up(&life, request, join, &stdio));
+    match ready.and_then(|warnings| start(request, stdio, warnings)) {
         Ok((main, warnings)) => {
             let _ = proto::send(life.as_fd(), &Inner::Started { warnings }, &[]);
             let kind = watch(&life, main);
@@ -92,11 +97,7 @@ fn set_up(
     root::change_directory(&spec.cwd)?;
     give_stdio(spec, stdio);
     let warnings = limit_resources(spec)?;
-    // From here on its cgroups bound it, and the cgroup namespace can begin there.
-    match proto::receive::<Order>(life.as_fd()) {
-        Ok(Some((Order::Go, _))) => {}
-        _ => sys::exit_now(1),
-    }
+    // It is in its groups: the namespace begins there.
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("make the cgroup namespace"))?;
     sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(step("forbid new privileges"))?;
     caps::restrict(spec.caps).map_err(step("drop capabilities"))?;
@@ -109,8 +110,8 @@ fn give_stdio(spec: &Spec, stdio: &[OwnedFd; 3]) {
         return;
     }
     for fd in stdio {
-        let is_pipe = fstat(fd)
-            .is_ok_and(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO);
+        let is_pipe =
+            fstat(fd).is_ok_and(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO);
         if is_pipe {
             let _ = fchown(fd, Some(Uid::from_raw(spec.user.uid)), None);
             let _ = fchmod(fd, Mode::from_bits_truncate(0o600));
@@ -165,10 +166,8 @@ fn start(
     let filter = seccomp::program();
     // What exec needs is made before: the child only makes system calls.
     let program = exec::Program::new(spec);
-    let (result, report) = std::io::pipe().map_err(|e| SetupError::Step {
-        action: "make a pipe".into(),
-        errno: e.into(),
-    })?;
+    let (result, report) =
+        std::io::pipe().map_err(|e| SetupError::Step { action: "make a pipe".into(), errno: e.into() })?;
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None).map_err(step("block signals"))?;
@@ -181,10 +180,9 @@ fn start(
     let mut answer = Vec::new();
     let mut result = result;
     // The pipe ends with exec, or with the child.
-    result.read_to_end(&mut answer).map_err(|e| SetupError::Step {
-        action: "hear from the main process".into(),
-        errno: e.into(),
-    })?;
+    result
+        .read_to_end(&mut answer)
+        .map_err(|e| SetupError::Step { action: "hear from the main process".into(), errno: e.into() })?;
     if answer.is_empty() {
         return Ok((main, warnings));
     }
@@ -212,10 +210,8 @@ fn watch(life: &UnixStream, main: i32) -> ExitKind {
                 None => break,
             }
         }
-        let mut fds = [
-            PollFd::new(children.as_fd(), PollFlags::POLLIN),
-            PollFd::new(life.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut fds =
+            [PollFd::new(children.as_fd(), PollFlags::POLLIN), PollFd::new(life.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => sys::exit_now(1),
@@ -228,7 +224,6 @@ fn watch(life: &UnixStream, main: i32) -> ExitKind {
                 Ok(Some((Order::Signal(signal), _))) => {
                     let _ = sys::kill(main, signal);
                 }
-                Ok(Some((Order::Go, _))) => {}
                 // The supervisor is dead.
                 Ok(None) | Err(_) => sys::exit_now(1),
             }

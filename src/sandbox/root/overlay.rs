@@ -49,12 +49,20 @@ pub(super) fn mount(root: &RootFs, host_root: BorrowedFd<'_>, legacy: bool) -> R
         // From scratch: overlayfs wants a lower layer, so it gets an empty one.
         let fs = scratch()?;
         let empty = vec![of_fd(&fs, "root")];
-        return layers(&empty, &upper, &work, host_root, legacy.then_some(()).map(|()| scratch()).transpose()?);
+        return layers(
+            &empty,
+            &upper,
+            &work,
+            host_root,
+            legacy.then_some(()).map(|()| scratch()).transpose()?,
+        );
     }
     let scratch_for_legacy = if legacy { Some(scratch()?) } else { None };
     let mounted = layers(lowers, &upper, &work, host_root, scratch_for_legacy);
     match mounted {
-        Err(SetupError::Mount { errno, .. }) if !legacy && errno.0 == Errno::EINVAL as i32 && !has_append() => {
+        Err(SetupError::Mount { errno, .. })
+            if !legacy && errno.0 == Errno::EINVAL as i32 && !has_append() =>
+        {
             layers(lowers, &upper, &work, host_root, Some(scratch()?))
         }
         other => {
@@ -112,7 +120,8 @@ fn set_path(fs: &OwnedFd, key: &std::ffi::CStr, path: &Path) -> Result<(), Errno
         return sys::fsconfig_string(fs.as_fd(), key, &text);
     }
     // Too long, or with a character that some kernels unescape: through a descriptor.
-    let directory = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let directory =
+        nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let text = CString::new(format!("/proc/self/fd/{}", directory.as_raw_fd())).map_err(|_| Errno::EINVAL)?;
     sys::fsconfig_string(fs.as_fd(), key, &text)
 }
@@ -133,7 +142,12 @@ fn messages(fs: &OwnedFd) -> String {
     text
 }
 
-fn by_mount2(lowers: &[PathBuf], upper: &Path, work: &Path, scratch: &OwnedFd) -> Result<OwnedFd, SetupError> {
+fn by_mount2(
+    lowers: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    scratch: &OwnedFd,
+) -> Result<OwnedFd, SetupError> {
     let mut open = Vec::with_capacity(lowers.len() + 2);
     let mut short = |path: &Path| -> Result<String, SetupError> {
         let fd = open_host_dir(path)?;
@@ -159,9 +173,14 @@ fn by_mount2(lowers: &[PathBuf], upper: &Path, work: &Path, scratch: &OwnedFd) -
         });
     }
     let at = format!("/proc/self/fd/{}/root", scratch.as_raw_fd());
-    nix::mount::mount(Some("overlay"), at.as_str(), Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
-        .map_err(mount_error("overlayfs", "/"))?;
+    nix::mount::mount(
+        Some("overlay"),
+        at.as_str(),
+        Some("overlay"),
+        MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    )
+    .map_err(mount_error("overlayfs", "/"))?;
     openat(scratch, "root", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(step("open the root"))
 }
-

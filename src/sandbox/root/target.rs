@@ -39,7 +39,8 @@ impl<'a> Targets<'a> {
 
     /// A directory directly below the root that is no link; made when missing.
     pub(super) fn ordinary_directory(&mut self, name: &str) -> Result<OwnedFd, SetupError> {
-        let refused = |why: &str| SetupError::HostileRoot { path: Path::new("/").join(name), why: why.into() };
+        let refused =
+            |why: &str| SetupError::HostileRoot { path: Path::new("/").join(name), why: why.into() };
         let mut made = false;
         loop {
             let at = match self.open_plain(Path::new(name)) {
@@ -137,7 +138,9 @@ impl<'a> Targets<'a> {
         let failed = |e| step(format!("make the mount point {path:?} in the image"))(e);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let how = OpenHow::new().flags(flags).resolve(
-            ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_SYMLINKS,
+            ResolveFlag::RESOLVE_IN_ROOT
+                | ResolveFlag::RESOLVE_NO_MAGICLINKS
+                | ResolveFlag::RESOLVE_NO_SYMLINKS,
         );
         let at = match parent.as_os_str().is_empty() {
             true => openat2(self.root, ".", how),
@@ -151,7 +154,8 @@ impl<'a> Targets<'a> {
         if directory {
             mkdirat(&at, name, Mode::from_bits_truncate(0o755)).map_err(failed)?;
         } else {
-            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
+            let flags =
+                OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
             openat(&at, name, flags, Mode::from_bits_truncate(0o644)).map_err(failed)?;
         }
         if in_root {
@@ -225,7 +229,9 @@ pub(super) fn remove_stub(upper: &OwnedFd, stub: &Stub) {
             UnlinkatFlags::NoRemoveDir
         }
         StubKind::Dir => UnlinkatFlags::RemoveDir,
-        StubKind::CopiedUp { mode, uid, gid } if (stat.st_mode, stat.st_uid, stat.st_gid) == (mode, uid, gid) => {
+        StubKind::CopiedUp { mode, uid, gid }
+            if (stat.st_mode, stat.st_uid, stat.st_gid) == (mode, uid, gid) =>
+        {
             UnlinkatFlags::RemoveDir
         }
         _ => return,

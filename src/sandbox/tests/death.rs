@@ -213,7 +213,12 @@ fn fifty() -> Result<(), Failed> {
     let output = Command::new(std::env::current_exe()?)
         .args(["__loop", &parent, base.to_str().unwrap_or_default()])
         .output()?;
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "clean\n", "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "clean\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }
 

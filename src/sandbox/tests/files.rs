@@ -60,7 +60,9 @@ fn work_beside_stubs_stays() -> Result<(), Failed> {
 }
 
 fn read_only() -> Result<(), Failed> {
-    let mut spec = sh("cat /etc/hosts; echo x > /new || echo refused; echo x > /tmp/t && cat /tmp/t; mount | grep -c ' / .*[(,]ro[,)]'");
+    let mut spec = sh(
+        "cat /etc/hosts; echo x > /new || echo refused; echo x > /tmp/t && cat /tmp/t; mount | grep -c ' / .*[(,]ro[,)]'",
+    );
     spec.root = RootFs::ReadOnly { lowers: vec![busybox()] };
     spec.mounts = vec![
         file("/etc/hosts", "hosts\n"),
@@ -80,11 +82,9 @@ fn mounts() -> Result<(), Failed> {
         target: target.into(),
         kind: MountKind::Bind { source, access },
     };
-    let mut spec = sh(
-        "cat /src/given; echo; echo x > /src/no || echo read-only; echo yes > /out/made; \
+    let mut spec = sh("cat /src/given; echo; echo x > /src/no || echo read-only; echo yes > /out/made; \
          cat /etc/one; echo x > /etc/one || echo fixed; stat -c %a /etc/one; \
-         head -c 100000 /dev/zero > /small/f || echo full; cat /deep/er/file",
-    );
+         head -c 100000 /dev/zero > /small/f || echo full; cat /deep/er/file");
     spec.mounts = vec![
         bind("/src", host.clone(), Access::ReadOnly),
         bind("/out", host.clone(), Access::ReadWrite),
@@ -100,15 +100,16 @@ fn mounts() -> Result<(), Failed> {
         assert!(text.contains(part), "{part:?} in {text}");
     }
     assert_eq!(std::fs::read_to_string(host.join("made"))?, "yes\n");
+    renew(&mut spec);
     spec.mounts = vec![bind("/src", host.join("absent"), Access::ReadOnly)];
     assert!(refused(&spec).contains("absent\" of this machine: No such file"));
     Ok(())
 }
 
 fn scratch() -> Result<(), Failed> {
-    let mut spec = Spec::new(over(vec![]), argv(&["/box", "touch", "/file"]), box_name());
+    let mut spec = Spec::new(over(vec![]), argv(&["/tools/busybox", "touch", "/file"]), box_name());
     let kind = MountKind::Bind { source: "/bin/busybox".into(), access: Access::ReadOnly };
-    spec.mounts = vec![Mount { target: "/box".into(), kind }];
+    spec.mounts = vec![Mount { target: "/tools/busybox".into(), kind }];
     ok(&spec);
     assert_eq!(tree(&upper(&spec)), ["file"]);
     Ok(())
@@ -177,7 +178,7 @@ fn legacy() -> Result<(), Failed> {
     spec.argv = argv(&["/bin/touch", "/x"]);
     assert_eq!(launcher.spawn(&spec, Stdio::null()?)?.wait()?.kind, ExitKind::Code(1));
     spec.root = over(some_layers(400));
-    let error = launcher.spawn(&spec, Stdio::null()?).err().expect("too many").to_string();
+    let error = launcher.spawn(&spec, Stdio::null()?).expect_err("too many").to_string();
     assert!(error.contains("400 layers do not fit into one mount call"), "{error}");
     Ok(())
 }
@@ -193,13 +194,13 @@ fn missing() -> Result<(), Failed> {
 fn runc() -> Result<(), Failed> {
     let bundle = fresh();
     make_busybox(&bundle.join("rootfs"));
-    let mut spec = sh("id -u; hostname; grep CapBnd /proc/self/status; cat /etc/hosts; touch /proc/sysrq-trigger || echo kept");
+    let mut spec = sh(
+        "id -u; hostname; grep CapBnd /proc/self/status; cat /etc/hosts; touch /proc/sysrq-trigger || echo kept",
+    );
     spec.user.uid = 12;
     spec.hostname = "bundle".into();
-    spec.mounts = vec![Mount {
-        target: "/data".into(),
-        kind: MountKind::Tmpfs { size: Bytes(4096), mode: 0o755 },
-    }];
+    spec.mounts =
+        vec![Mount { target: "/data".into(), kind: MountKind::Tmpfs { size: Bytes(4096), mode: 0o755 } }];
     spec.argv[2] = spec.argv[2].replace("cat /etc/hosts", "grep -c ' /data tmpfs' /proc/mounts");
     let ours = ok(&spec);
     let config = oci_config(&spec, &bundle.join("rootfs"))?;

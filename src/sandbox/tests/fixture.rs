@@ -1,7 +1,7 @@
 //! A busybox root, a launcher, and short ways to run something.
 
 use keelway_sandbox::{
-    BoxName, Exit, Launcher, LauncherConfig, ParentName, RootFs, Running, Spec, SpawnError, Stdio,
+    BoxName, Exit, Launcher, LauncherConfig, ParentName, RootFs, Running, SpawnError, Spec, Stdio,
 };
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -96,6 +96,13 @@ pub fn argv(words: &[&str]) -> Vec<String> {
 /// `sh -c script` over busybox.
 pub fn sh(script: &str) -> Spec {
     Spec::new(over(vec![busybox()]), argv(&["/bin/sh", "-c", script]), box_name())
+}
+
+/// A fresh upper for another run: overlayfs refuses a volatile one the second time.
+pub fn renew(spec: &mut Spec) {
+    if let RootFs::Overlay { lowers, .. } = &spec.root {
+        spec.root = over(lowers.clone());
+    }
 }
 
 /// This test binary inside a root that is this machine's.

@@ -3,6 +3,8 @@
 //! This binary is its own init (`__init`), the owner that gets killed (`__owner`, `__loop`) and the program
 //! that tries forbidden system calls inside (`__probe`).
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod death;
 mod files;
 mod fixture;
@@ -26,7 +28,8 @@ fn main() -> std::process::ExitCode {
         _ => {}
     }
     let tests: Vec<Test> =
-        [process::TESTS, files::TESTS, hostile::TESTS, isolation::TESTS, limits::TESTS, death::TESTS].concat();
+        [process::TESTS, files::TESTS, hostile::TESTS, isolation::TESTS, limits::TESTS, death::TESTS]
+            .concat();
     let trials = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     fixture::clean();

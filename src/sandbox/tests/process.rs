@@ -2,7 +2,9 @@
 
 use crate::Test;
 use crate::fixture::*;
-use keelway_sandbox::{ExecError, ExitKind, Rlimit, Resource, SetupError, Spec, SpawnError, SpecError, Stdio, User};
+use keelway_sandbox::{
+    ExecError, ExitKind, Resource, Rlimit, SetupError, SpawnError, Spec, SpecError, Stdio, User,
+};
 use libtest_mimic::Failed;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -66,11 +68,9 @@ fn kill_stubborn() -> Result<(), Failed> {
 
 fn exec_failures() -> Result<(), Failed> {
     let layer = fresh();
-    for (name, content, mode) in [
-        ("plain", "x", 0o644),
-        ("nonsense", "no program", 0o755),
-        ("lost", "#!/opt/bin/python -u\n", 0o755),
-    ] {
+    for (name, content, mode) in
+        [("plain", "x", 0o644), ("nonsense", "no program", 0o755), ("lost", "#!/opt/bin/python -u\n", 0o755)]
+    {
         std::fs::write(layer.join(name), content)?;
         std::fs::set_permissions(layer.join(name), PermissionsExt::from_mode(mode))?;
     }
@@ -84,7 +84,10 @@ fn exec_failures() -> Result<(), Failed> {
     };
     assert!(matches!(failure("/absent"), ExecError::NotFound { .. }));
     let text = failure("absent").to_string();
-    assert!(text.contains("\"absent\" does not exist in the image (searched PATH /usr/local/sbin:"), "{text}");
+    assert!(
+        text.contains("\"absent\" does not exist in the image (searched PATH /usr/local/sbin:"),
+        "{text}"
+    );
     assert!(matches!(failure("/etc"), ExecError::Denied { .. }));
     assert!(matches!(failure("/plain"), ExecError::Denied { .. }));
     assert!(matches!(failure("/nonsense"), ExecError::Format { .. }));
@@ -140,7 +143,9 @@ fn much_output() -> Result<(), Failed> {
 }
 
 fn identity() -> Result<(), Failed> {
-    let mut spec = sh("id -u; id -g; id -G; hostname; echo $KEY; pwd; umask; env | wc -l; grep NoNewPrivs /proc/self/status");
+    let mut spec = sh(
+        "id -u; id -g; id -G; hostname; echo $KEY; pwd; umask; env | wc -l; grep NoNewPrivs /proc/self/status",
+    );
     spec.user = User { uid: 1000, gid: 1001, groups: vec![7, 1001] };
     spec.hostname = "ship".into();
     spec.env = vec![("KEY".into(), "a b\n$c".into())];
@@ -162,6 +167,7 @@ fn working_directory() -> Result<(), Failed> {
     spec.cwd = "/absent/here".into();
     let text = refused(&spec);
     assert!(text.contains("\"/absent/here\": it does not exist in the image"), "{text}");
+    renew(&mut spec);
     spec.cwd = "/etc/passwd".into();
     assert!(refused(&spec).contains("it is not a directory"));
     Ok(())
@@ -177,7 +183,8 @@ fn rlimits() -> Result<(), Failed> {
 
 fn daemon() -> Result<(), Failed> {
     let marker = format!("31{}", std::process::id());
-    let script = format!("(setsid sh -c 'trap \"\" TERM HUP; sleep {marker}' >/dev/null 2>&1 &); sleep 0.05; exit 3");
+    let script =
+        format!("(setsid sh -c 'trap \"\" TERM HUP; sleep {marker}' >/dev/null 2>&1 &); sleep 0.05; exit 3");
     assert_eq!(run(&sh(&script)).0.kind, ExitKind::Code(3));
     assert_eq!(processes_with(&format!("sleep\0{marker}")), Vec::<i32>::new());
     Ok(())
