@@ -230,8 +230,9 @@ async fn of_two_at_once_one_wins_and_the_other_is_refused() {
             rig.apply_as("two", "b").await
         };
         let (a, b) = tokio::join!(rig.apply_as("one", "a"), late);
-        let exits = (a.exit, b.exit);
-        match exits {
+        let loser = if a.exit == ExitCode::Done { &b } else { &a };
+        assert!(!loser.changed, "{loser:?}");
+        match (a.exit, b.exit) {
             (ExitCode::Done, ExitCode::LeaseHeld) => rig.runs("a"),
             (ExitCode::LeaseHeld, ExitCode::Done) => rig.runs("b"),
             _ => panic!("{a:?} {b:?}"),

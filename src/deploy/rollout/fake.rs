@@ -151,11 +151,25 @@ impl Fleet {
     }
     /// Replicas that are healthy and get requests from every balancer.
     pub fn available(&self) -> usize {
+        self.count(|r, _| r.state == ReplicaState::Healthy)
+    }
+    /// The same as a deployer may believe it: one that died since its last look is still counted, because nothing can
+    /// be known of it.
+    fn believed(&self) -> usize {
+        let just_died = |r: &ReplicaReport, age: Duration| match self.images.get(&r.spec.image.digest()) {
+            Some(Image::Dies(after)) => age <= *after + Duration::from_millis(60),
+            _ => false,
+        };
+        self.count(|r, age| {
+            r.state == ReplicaState::Healthy || (r.state == ReplicaState::Exited && just_died(r, age))
+        })
+    }
+    fn count(&self, well: impl Fn(&ReplicaReport, Duration) -> bool) -> usize {
         let all = self.hosts.iter().flat_map(|h| h.replicas.values());
-        all.filter(|(r, _)| {
+        all.filter(|(r, started)| {
             let active =
                 |h: &FakeHost| h.balancer.get(&r.replica).is_some_and(|b| b.0.state == BackendState::Active);
-            r.state == ReplicaState::Healthy && self.hosts.iter().all(active)
+            well(r, self.now - *started) && self.hosts.iter().all(active)
         })
         .count()
     }
@@ -207,9 +221,9 @@ impl Fleet {
         if let Fate::Refused(kind) = fate {
             return Err(Refusal::new(kind, "refused by the test").into());
         }
-        let before = self.available();
+        let before = self.believed();
         let answer = self.perform(host, order);
-        if before >= self.floor && self.available() < self.floor {
+        if before >= self.floor && self.believed() < self.floor {
             self.broken.push(format!(
                 "{order:?} let capacity fall to {} of {}",
                 self.available(),
