@@ -33,7 +33,7 @@ pub enum ClaimError {
 }
 
 impl Store {
-    fn claim_path(&self, key: &Digest) -> PathBuf {
+    pub(crate) fn claim_path(&self, key: &Digest) -> PathBuf {
         self.inner.root.join("locks").join(format!("{CLAIM}{}", key.hex()))
     }
 

@@ -84,7 +84,7 @@ impl UnpackLimits {
 impl Default for UnpackLimits {
     fn default() -> Self {
         // gzip cannot do better than 1032 to 1; real layers stay below 20 to 1.
-        Self { bytes: Bytes(64 << 30), entries: 2_000_000, ratio: 200 }
+        Self { bytes: Bytes(64 << 30), entries: 2_000_000, ratio: 500 }
     }
 }
 

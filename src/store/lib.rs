@@ -25,6 +25,8 @@ mod open;
 mod record;
 mod refs;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod view;
 mod walk;
 

@@ -1,1 +1,189 @@
-//! .
+//! The content key changes with what matters and with nothing else.
+
+use super::*;
+use crate::tests::{rig, snapshot, write};
+use keelway_disk::Root;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const ALL: KeyRules<'_> = KeyRules { filter: &keep_everything, owner: None, mode: None };
+
+fn tree(r: &Root) {
+    write(r, "d/a", b"one");
+    write(r, "d/b", b"two");
+    r.mkdir(b"d/empty", 0o755).unwrap();
+    r.symlink(b"a", b"d/link").unwrap();
+    r.set_xattr(b"d/a", b"user.x", b"1").unwrap();
+}
+
+fn digest(store: &Store, fill: impl FnOnce(&Root), rules: &KeyRules<'_>) -> Digest {
+    let id = snapshot(store, fill);
+    store.content_digest(&store.view(&[id]).unwrap(), &"d".into(), rules).unwrap()
+}
+
+#[test]
+fn every_change_that_matters_changes_it() {
+    let (_dir, store) = rig();
+    let base = digest(&store, tree, &ALL);
+    assert_eq!(digest(&store, tree, &ALL), base);
+    type Change = fn(&Root);
+    let changes: [(&str, Change); 11] = [
+        ("bytes", |r| {
+            std::io::Write::write_all(
+                &mut {
+                    r.remove(b"d/b").unwrap();
+                    r.create_file(b"d/b", 0o644).unwrap()
+                },
+                b"twO",
+            )
+            .unwrap()
+        }),
+        ("name", |r| r.rename(b"d/b", b"d/c").unwrap()),
+        ("mode", |r| r.set_mode(b"d/b", 0o755).unwrap()),
+        ("owner", |r| r.set_owner(b"d/b", 1, 0).unwrap()),
+        ("group", |r| r.set_owner(b"d/b", 0, 1).unwrap()),
+        ("attribute", |r| r.set_xattr(b"d/a", b"user.x", b"2").unwrap()),
+        ("new", |r| write(r, "d/new", b"")),
+        ("gone", |r| r.remove(b"d/empty").unwrap()),
+        ("kind", |r| {
+            r.remove(b"d/empty").unwrap();
+            write(r, "d/empty", b"")
+        }),
+        ("link", |r| {
+            r.remove(b"d/link").unwrap();
+            r.symlink(b"b", b"d/link").unwrap()
+        }),
+        ("directory's mode", |r| r.set_mode(b"d", 0o700).unwrap()),
+    ];
+    let mut seen = vec![base];
+    for (what, change) in changes {
+        let changed = digest(
+            &store,
+            |r| {
+                tree(r);
+                change(r)
+            },
+            &ALL,
+        );
+        assert!(!seen.contains(&changed), "{what}");
+        seen.push(changed);
+    }
+    // What does not matter: times, and files elsewhere.
+    let touched = digest(
+        &store,
+        |r| {
+            tree(r);
+            r.set_mtime(b"d/a", 7, 7).unwrap();
+            write(r, "elsewhere", b"")
+        },
+        &ALL,
+    );
+    assert_eq!(touched, base);
+    // With the owner and mode given, the source's do not matter.
+    let given = KeyRules { owner: Some((5, 5)), mode: Some(0o600), ..ALL };
+    let one = digest(&store, tree, &given);
+    let two = digest(
+        &store,
+        |r| {
+            tree(r);
+            r.set_mode(b"d/b", 0o700).unwrap();
+            r.set_owner(b"d/a", 9, 9).unwrap()
+        },
+        &given,
+    );
+    assert_eq!(one, two);
+    assert_ne!(one, base);
+}
+
+#[test]
+fn filters_decide_what_counts() {
+    let (_dir, store) = rig();
+    let without = |name: &'static [u8]| {
+        move |p: &TreePath, e: &TreeEntry| match (p.file_name(), &e.kind) {
+            (Some(n), _) if n == name => Verdict::Skip,
+            _ => Verdict::Partly,
+        }
+    };
+    let filter = without(b"b");
+    let rules = KeyRules { filter: &filter, ..ALL };
+    let one = digest(&store, tree, &rules);
+    let two = digest(
+        &store,
+        |r| {
+            tree(r);
+            r.set_mode(b"d/b", 0o777).unwrap()
+        },
+        &rules,
+    );
+    let gone = digest(
+        &store,
+        |r| {
+            tree(r);
+            r.remove(b"d/b").unwrap()
+        },
+        &rules,
+    );
+    assert_eq!((one, one), (two, gone));
+    assert_eq!(
+        gone,
+        digest(
+            &store,
+            |r| {
+                tree(r);
+                r.remove(b"d/b").unwrap()
+            },
+            &ALL
+        )
+    );
+    let nothing = |_: &TreePath, _: &TreeEntry| Verdict::OnlyBeneath;
+    let empty = digest(&store, tree, &KeyRules { filter: &nothing, ..ALL });
+    assert_eq!(empty, digest(&store, |r| write(r, "d/other", b"x"), &KeyRules { filter: &nothing, ..ALL }));
+}
+
+/// Counts what is read.
+struct Counting<'a>(&'a dyn Tree, &'a AtomicUsize);
+
+impl Tree for Counting<'_> {
+    fn entry(&self, path: &TreePath) -> Result<Option<TreeEntry>, TreeError> {
+        self.0.entry(path)
+    }
+    fn list(&self, path: &TreePath) -> Result<Vec<TreeEntry>, TreeError> {
+        self.0.list(path)
+    }
+    fn open(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.open(path)
+    }
+    fn memo(&self, path: &TreePath) -> Option<Digest> {
+        self.0.memo(path)
+    }
+}
+
+#[test]
+fn what_has_a_memo_is_read_once_and_by_every_process() {
+    let (_dir, store) = rig();
+    let id = snapshot(&store, tree);
+    let reads = AtomicUsize::new(0);
+    let path: TreePath = "d".into();
+    let first = {
+        let view = store.view(&[id.clone()]).unwrap();
+        store.content_digest(&Counting(&view, &reads), &path, &ALL).unwrap()
+    };
+    assert_eq!(reads.load(Ordering::SeqCst), 2);
+    // A torn record in the middle of the table does not matter.
+    let table = store.path().join("cache/memo/table");
+    let mut bytes = std::fs::read(&table).unwrap();
+    bytes.extend_from_slice(b"torn");
+    std::fs::write(&table, &bytes).unwrap();
+    let other = crate::tests::open(store.path());
+    let view = other.view(&[id.clone()]).unwrap();
+    assert_eq!(other.content_digest(&Counting(&view, &reads), &path, &ALL).unwrap(), first);
+    assert_eq!(reads.load(Ordering::SeqCst), 2, "remembered");
+    let given = KeyRules { owner: Some((1, 1)), ..ALL };
+    assert_ne!(other.content_digest(&Counting(&view, &reads), &path, &given).unwrap(), first);
+    assert_eq!(reads.load(Ordering::SeqCst), 4, "another question");
+    assert_eq!(std::fs::metadata(&table).unwrap().len() % RECORD as u64, 0, "mended");
+    assert_eq!(
+        store.content_digest(&view, &"none".into(), &ALL).unwrap_err().to_string(),
+        "none does not exist"
+    );
+}

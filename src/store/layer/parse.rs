@@ -422,9 +422,7 @@ fn octal(field: &[u8]) -> Result<u64, ParseError> {
     let blank = |b: &u8| *b == b' ' || *b == 0;
     let start = field.iter().position(|b| !blank(b)).unwrap_or(field.len());
     let digits: Vec<u8> = field[start..].iter().copied().take_while(|b| !blank(b)).collect();
-    if !digits.iter().all(|b| (b'0'..=b'7').contains(b))
-        || !field[start + digits.len()..].iter().all(blank)
-    {
+    if !digits.iter().all(|b| (b'0'..=b'7').contains(b)) || !field[start + digits.len()..].iter().all(blank) {
         return bad("a number that is not octal");
     }
     // At most 12 digits in a field: it cannot overflow.

@@ -163,8 +163,9 @@ fn gzip(
         let mut blocks = Blocks::new(Sink::Gzip { hasher: Hasher::new(), jobs, order, spare });
         let produced = produce(&mut blocks);
         let flushed = blocks.flush();
-        // Its channels close with it, and the threads end.
-        let Blocks { sink: Sink::Gzip { hasher, .. }, .. } = blocks else { unreachable!("it was made gzip") };
+        let Sink::Gzip { hasher, jobs, order, .. } = blocks.sink else { unreachable!("it was made gzip") };
+        // Closed before the threads are waited for, so that they end.
+        drop((jobs, order));
         let written = collector.join().unwrap_or_else(|_| Err(stopped()));
         // What stopped the collector is the cause of what then stopped the producer.
         match written.and_then(|blob| flushed.map(|()| blob)) {

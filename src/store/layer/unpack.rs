@@ -309,7 +309,8 @@ impl<'s> Unpacker<'s> {
             return Ok(());
         }
         let opened = match self.root.open_dir(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // Not there, or deleted and now there again.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 self.imply(above)?;
                 self.root.open_dir(&path)
             }
