@@ -233,3 +233,19 @@ async fn a_push_that_is_dropped_moves_no_tag() {
     client.push(&store.store, &descriptor, &repository, &tags, crate::silent()).await.unwrap();
     assert_eq!(registry.tags("shop/app"), ["t"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transfers_can_be_spawned() {
+    let registry = Registry::start(None, None).unwrap();
+    let (host, store, client) = (registry.host(), TestStore::new(), client());
+    let descriptor = Image::new(vec![layer(1, 1000), layer(2, 1000)]).put(&store.store);
+    let (to, tags) = (repository(&host), ["t".parse().unwrap()]);
+    let (from, pushing) = (store.store.clone(), client.clone());
+    tokio::spawn(async move { pushing.push(&from, &descriptor, &to, &tags, crate::silent()).await })
+        .await
+        .unwrap()
+        .unwrap();
+    let to = TestStore::new();
+    let into = to.store.clone();
+    tokio::spawn(async move { pull(&client, &into, &host).await }).await.unwrap().unwrap();
+}
