@@ -99,10 +99,8 @@ fn needs(w: &mut Walk<'_>, node: &Node, draft: &mut Draft) -> Option<Vec<StageNa
     let mut ok = true;
     for (text, span) in w.texts(node, "`needs`")? {
         if let Some((_, first)) = draft.needs.iter().find(|(n, _)| n == text) {
-            let d = w.found.items.len();
-            let first = *first;
-            w.error(codes::REPEATED, span, format!("{text:?} stands twice in `needs`"));
-            w.found.items[d].related.push((first, "it stands here first".into()));
+            let d = w.error(codes::REPEATED, span, format!("{text:?} stands twice in `needs`"));
+            d.related.push((*first, "it stands here first".into()));
             ok = false;
             continue;
         }
@@ -386,12 +384,12 @@ fn step_list(w: &mut Walk<'_>, node: &Node) -> Option<Vec<Step>> {
             }
         };
         let env = f.value("env").map_or(Some(Vec::new()), |n| w.env(n, "`env`"));
-        if let Some((name, span)) = &name {
-            if let Some(first) = seen.insert(name.clone(), *span) {
-                let shown: String = name.chars().take(60).collect();
-                let d = w.error(codes::REPEATED, *span, format!("two steps are named {shown:?}"));
-                d.related.push((first, "the first one".into()));
-            }
+        if let Some((name, span)) = &name
+            && let Some(first) = seen.insert(name.clone(), *span)
+        {
+            let shown: String = name.chars().take(60).collect();
+            let d = w.error(codes::REPEATED, *span, format!("two steps are named {shown:?}"));
+            d.related.push((first, "the first one".into()));
         }
         if let (Some((name, _)), Some(run), Some(env)) = (name, run, env) {
             out.push(Step { name, run, env });

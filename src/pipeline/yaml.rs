@@ -185,9 +185,7 @@ pub fn parse(source: &SourceText, found: &mut Diagnostics) -> Option<Node> {
                 }
             }
             event => {
-                if builder.event(event, span).is_none() {
-                    return None;
-                }
+                builder.event(event, span)?;
             }
         }
     }

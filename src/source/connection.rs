@@ -67,7 +67,7 @@ impl<'a> Watch<'a> {
             ProtocolError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
                 SourceError::Protocol { url, what: "the answer ends early".into() }
             }
-            ProtocolError::Io(e) => SourceError::Unreachable { url, cause: e.to_string() },
+            ProtocolError::Io(e) => SourceError::Unreachable { url, cause: format!("{e}; run again") },
             ProtocolError::Bad(what) => SourceError::Protocol { url, what },
             ProtocolError::Remote(text) if missing(&text) => SourceError::NoRepository { url },
             ProtocolError::Remote(text) => SourceError::Protocol { url, what: format!("it says {text:?}") },

@@ -10,17 +10,15 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The name does not resolve, nothing listens, the connection broke.
-    #[error("cannot reach {url}: {cause}; check the address and the network, then run again")]
+    #[error("cannot reach {url}: {cause}")]
     Unreachable {
         /// Where.
         url: RepoUrl,
-        /// What the system said.
+        /// What the system said, and what to do.
         cause: String,
     },
     /// The certificate of an https server is signed by nobody we trust.
-    #[error(
-        "{url} shows a certificate that is not trusted: {cause}; give its authority to Keelway's settings"
-    )]
+    #[error("cannot trust {url}: {cause}")]
     Certificate {
         /// Where.
         url: RepoUrl,
@@ -38,14 +36,14 @@ pub enum SourceError {
         mend: &'static str,
     },
     /// ssh does not know the host's key, or knows another one.
-    #[error(
-        "the host key of {url} is {what}; check it with its owner, then add it to known_hosts (ssh-keyscan prints it)"
-    )]
+    #[error("the host key of {url} is {what}; {mend}")]
     HostKey {
         /// Where.
         url: RepoUrl,
         /// `not known` or `not the one that is known`.
         what: &'static str,
+        /// What to do.
+        mend: &'static str,
     },
     /// The server answers, the repository is not there (or we may not see it).
     #[error("there is no repository at {url}, or these credentials may not see it; check the path")]
@@ -191,7 +189,7 @@ pub enum SourceError {
 }
 
 fn near(names: &[String]) -> String {
-    if names.is_empty() { String::new() } else { format!("; did you mean {}?", names.join(" or ")) }
+    if names.is_empty() { String::new() } else { format!("; near it: {}", names.join(", ")) }
 }
 
 impl SourceError {

@@ -400,23 +400,21 @@ fn haves(repo: &Repository) -> Result<Vec<Oid>, git2::Error> {
     walk.take(MAX_HAVES).collect()
 }
 
-/// Branch and tag names that share most letters with what was asked for.
+/// Branch and tag names that are near what was asked for; where none is and there are few, the branches.
 fn nearest(known: &BTreeMap<String, Oid>, wanted: &str) -> Vec<String> {
     let short = |n: &str| n.trim_start_matches("refs/heads/").trim_start_matches("refs/tags/").to_owned();
-    let wanted = wanted.to_lowercase();
-    let mut names: Vec<String> = known
+    let wanted = short(&wanted.chars().take(100).collect::<String>().to_lowercase());
+    let mut names: Vec<(usize, String)> = known
         .keys()
-        .map(|n| short(n))
-        .filter(|n| {
-            let lower = n.to_lowercase();
-            lower == wanted || (wanted.len() >= 3 && (lower.contains(&wanted) || wanted.contains(&lower)))
-        })
-        .take(3)
+        .filter(|n| n.len() < 200)
+        .map(|n| (strsim::osa_distance(&short(n).to_lowercase(), &wanted), short(n)))
+        .filter(|(d, n)| *d <= n.len().max(wanted.len()) / 3)
         .collect();
-    if names.is_empty() && known.len() <= 5 {
-        names = known.keys().filter(|n| n.starts_with("refs/heads/")).map(|n| short(n)).collect();
-    }
     names.sort();
     names.dedup();
-    names
+    names.truncate(3);
+    if names.is_empty() && known.len() <= 5 {
+        names = known.keys().filter(|n| n.starts_with("refs/heads/")).map(|n| (0, short(n))).collect();
+    }
+    names.into_iter().map(|(_, n)| n).collect()
 }

@@ -172,9 +172,17 @@ fn explain(url: &RepoUrl, complaints: &str) -> Option<SourceError> {
         clean(lines.next_back().unwrap_or("ssh ended without a word"), 200)
     };
     Some(if has(&["REMOTE HOST IDENTIFICATION HAS CHANGED", "has changed and you have requested"]) {
-        SourceError::HostKey { url, what: "not the one that is known" }
+        SourceError::HostKey {
+            url,
+            what: "not the one that is known, so another machine may be answering",
+            mend: "ask its owner whether the key was changed; only then replace it in known_hosts (ssh-keygen -R HOST)",
+        }
     } else if has(&["Host key verification failed", "host key is known for"]) {
-        SourceError::HostKey { url, what: "not known" }
+        SourceError::HostKey {
+            url,
+            what: "not known",
+            mend: "compare it with what its owner says (ssh-keyscan HOST prints it), then add it to known_hosts",
+        }
     } else if has(&[
         "Permission denied",
         "Too many authentication failures",
@@ -193,7 +201,7 @@ fn explain(url: &RepoUrl, complaints: &str) -> Option<SourceError> {
         "unreachable",
         "Connection reset",
     ]) {
-        SourceError::Unreachable { url, cause: last() }
+        SourceError::Unreachable { url, cause: format!("{}; check the address and the network", last()) }
     } else if missing(complaints) {
         SourceError::NoRepository { url }
     } else if complaints.contains("command not found") {

@@ -3,6 +3,7 @@
 use keelway_model::Redacted;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Who wrote an address: what a pushed file may name is less than what the command line may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +51,8 @@ pub enum Transport {
 /// A checked address. `Display` and `Debug` never show a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RepoUrl {
-    transport: Transport,
+    /// Shared, since every error carries its address.
+    transport: Arc<Transport>,
 }
 
 /// Why a text is no address that may be used.
@@ -81,6 +83,10 @@ fn malformed<T>(what: impl Into<String>) -> Result<T, UrlError> {
 }
 
 impl RepoUrl {
+    fn of(transport: Transport) -> Self {
+        Self { transport: Arc::new(transport) }
+    }
+
     /// Longest address that is read.
     const MAX: usize = 2000;
 
@@ -108,7 +114,7 @@ impl RepoUrl {
             if origin == Origin::File {
                 return Err(UrlError::NotAllowed { what: "a local path" });
             }
-            Ok(Self { transport: Transport::Local { path: PathBuf::from(path) } })
+            Ok(Self::of(Transport::Local { path: PathBuf::from(path) }))
         };
         match text.split_once("://") {
             Some((scheme, rest)) if is_scheme(scheme) => match scheme.to_ascii_lowercase().as_str() {
@@ -169,7 +175,7 @@ impl RepoUrl {
             _ => name.to_ascii_lowercase(),
         };
         let path = path.trim_end_matches('/').to_owned();
-        Ok(Self { transport: Transport::Http { tls, host, path, user, password } })
+        Ok(Self::of(Transport::Http { tls, host, path, user, password }))
     }
 
     fn ssh(rest: &str) -> Result<Self, UrlError> {
@@ -200,14 +206,12 @@ impl RepoUrl {
         if path.starts_with('-') {
             return malformed("its path starts with '-', which a program could take for an option");
         }
-        Ok(Self {
-            transport: Transport::Ssh {
-                user: user.map(str::to_owned),
-                host: host.to_owned(),
-                port,
-                path: path.to_owned(),
-            },
-        })
+        Ok(Self::of(Transport::Ssh {
+            user: user.map(str::to_owned),
+            host: host.to_owned(),
+            port,
+            path: path.to_owned(),
+        }))
     }
 
     /// How it is reached.
@@ -219,7 +223,7 @@ impl RepoUrl {
     #[must_use]
     pub fn without_password(&self) -> Self {
         let mut out = self.clone();
-        if let Transport::Http { user, password, .. } = &mut out.transport {
+        if let Transport::Http { user, password, .. } = Arc::make_mut(&mut out.transport) {
             *user = None;
             *password = None;
         }
@@ -229,7 +233,7 @@ impl RepoUrl {
     /// The folder name of its mirror: a digest of the address without its user and password, so that two logins
     /// share nothing but what both may read is fetched again for each. Safe as a file name.
     pub fn cache_name(&self) -> String {
-        let user = match &self.transport {
+        let user = match &*self.transport {
             Transport::Http { user: Some(u), .. } => u.as_str(),
             _ => "",
         };
@@ -242,7 +246,7 @@ impl RepoUrl {
 /// Without password; a user of http is left out as well, since tokens are often written there.
 impl fmt::Display for RepoUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.transport {
+        match &*self.transport {
             Transport::Local { path } => write!(f, "{}", path.display().to_string().escape_debug()),
             Transport::Http { tls, host, path, .. } => {
                 write!(f, "{}://{host}{path}", if *tls { "https" } else { "http" })
