@@ -50,6 +50,8 @@ struct Inner {
     want: Want,
     status: Status,
     kept: bool,
+    /// Whether a keeper of it has ever answered us.
+    seen: bool,
     gone: bool,
     /// Keepers that were started because one had ended.
     again: u32,
@@ -65,7 +67,7 @@ struct Starts {
 impl Replica {
     pub fn new(id: ReplicaId, files: ReplicaFiles, record: ReplicaRecord) -> Self {
         let status = files.load_end().unwrap_or_default();
-        let inner = Inner { want: record.want, status, kept: false, gone: false, again: 0 };
+        let inner = Inner { want: record.want, status, kept: false, seen: false, gone: false, again: 0 };
         let (slot, spec) = (record.slot, record.spec);
         let inner = Mutex::new(inner);
         let (looking, changing, look) = Default::default();
@@ -139,6 +141,7 @@ impl Supervisor {
             status.restarts = status.restarts.saturating_add(inner.again);
             inner.status = status;
             inner.kept = true;
+            inner.seen = true;
         } else if !replica.is_kept() {
             let end = replica.files.load_end();
             let mut inner = replica.inner();
@@ -192,12 +195,12 @@ impl Supervisor {
             return Ok(());
         }
         let ran = starts.last.map_or(Duration::ZERO, |last| now - last);
-        starts.next = Some(now + starts.backoff.after(ran));
-        starts.last = Some(now);
         {
             let mut inner = replica.inner();
-            inner.again = if pace == Pace::AtOnce { 0 } else { inner.again.saturating_add(1) };
+            inner.again = inner.again.saturating_add(u32::from(pace == Pace::Patient && inner.seen));
         }
+        starts.next = Some(now + starts.backoff.after(ran));
+        starts.last = Some(now);
         self.ensure_network(replica.slot).await.map_err(|e| net(&e))?;
         let args = SuperviseSettings {
             settings: self.settings.clone(),

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     match args.first().and_then(|a| a.to_str()) {
         Some("__init") => keelway_sandbox::init_main(),
         Some("__backend") => backend::run(rest),
+        Some("__get") => http::run(rest),
         Some("__supervise") => {
             let settings = SuperviseSettings::from_args(rest).expect("our own arguments");
             keelway_host::supervise::run(settings).code().into()

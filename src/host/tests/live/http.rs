@@ -4,6 +4,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+/// A process that asks from wherever it runs: `ADDRESS TARGET`. Writes the status or `None`.
+pub fn run(args: &[std::ffi::OsString]) -> std::process::ExitCode {
+    let text = |i: usize| args[i].to_str().expect("our own arguments");
+    let status = once(text(0).parse().expect("an address"), text(1));
+    writeln!(std::io::stdout(), "{status:?}").expect("stdout");
+    std::process::ExitCode::SUCCESS
+}
+
 /// No 2xx within this is a lost request.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
