@@ -33,6 +33,9 @@ impl Tree for Subtree {
     fn open(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError> {
         self.tree.open(&self.at.join_path(path))
     }
+    fn open_file(&self, path: &TreePath) -> Result<Option<std::fs::File>, TreeError> {
+        self.tree.open_file(&self.at.join_path(path))
+    }
     fn memo(&self, path: &TreePath) -> Option<Digest> {
         self.tree.memo(&self.at.join_path(path))
     }

@@ -42,7 +42,9 @@ pub type Ended = Result<(), Skip>;
 
 fn main() {
     keelway_tests::rig::node::main_if_asked();
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // One after the other: several look at the whole machine for what a run left behind.
+    arguments.test_threads.get_or_insert(1);
     let tests: Vec<(&'static str, fn(&World) -> Ended)> = [build::TESTS, pipeline::TESTS, bad_input::TESTS, kill::TESTS, deploy::TESTS].concat();
     let trials = tests
         .into_iter()

@@ -13,7 +13,7 @@ use crate::outcome::CommandError;
 use crate::render::{self, Style};
 use clap::Parser;
 use keelway_engine::{CancelReason, CancelSource};
-use keelway_model::ExitCode as Code;
+use keelway_model::{Diagnostics, ExitCode as Code};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -36,6 +36,12 @@ impl Context {
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(CommandError::outside(format!("cannot write the result: {e}"))),
             _ => Ok(()),
+        }
+    }
+    /// Shows what is worth knowing about a definition and stops nothing.
+    pub fn warn(&self, found: &Diagnostics) {
+        if !self.global.quiet && !found.items.is_empty() {
+            let _ = io::stderr().write_all(render::diagnostics(found, &self.style).as_bytes());
         }
     }
     /// Says something beside the result.

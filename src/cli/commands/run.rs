@@ -36,9 +36,7 @@ pub async fn run(context: &Context, stages: &[String], source: &Source, names: &
     let selection = watch::stage_names(stages)?;
     let pinned = pinned(context, &settings, source).await?;
     let prepared = prepare(&settings, pinned, Event::Manual, selection).await?;
-    if !prepared.warnings.items.is_empty() {
-        context.say(render::diagnostics(&prepared.warnings, &context.style).trim_end());
-    }
+    context.warn(&prepared.warnings);
     let workspace = Workspace::open(&settings)?;
     let ledger = open_ledger(&settings)?;
     let run = record(&ledger, &prepared)?;
