@@ -72,19 +72,16 @@ pub struct UnpackLimits {
     pub bytes: Bytes,
     /// Entries, directories that only paths imply included.
     pub entries: u64,
-    /// Plain bytes for each compressed byte, once [`RATIO_FREE`](Self::RATIO_FREE) plain bytes were read.
+    /// Plain bytes for each compressed byte, once [`ratio_free`](Self::ratio_free) plain bytes were read.
     pub ratio: u64,
-}
-
-impl UnpackLimits {
-    /// Plain bytes before the ratio counts: small layers of zeros are common.
-    pub const RATIO_FREE: u64 = 256 << 20;
+    /// Plain bytes before the ratio counts. A file of zeros is honest and shrinks to a thousandth.
+    pub ratio_free: Bytes,
 }
 
 impl Default for UnpackLimits {
     fn default() -> Self {
-        // gzip cannot do better than 1032 to 1; real layers stay below 20 to 1.
-        Self { bytes: Bytes(64 << 30), entries: 2_000_000, ratio: 500 }
+        // Real layers stay below 20 to 1.
+        Self { bytes: Bytes(64 << 30), entries: 2_000_000, ratio: 200, ratio_free: Bytes(8 << 30) }
     }
 }
 

@@ -125,7 +125,7 @@ fn decompress(
             return limit(format!("it unpacks to more than {}", limits.bytes));
         }
         let compressed = read.load(Ordering::Relaxed).max(1);
-        if total > UnpackLimits::RATIO_FREE && total / compressed > limits.ratio {
+        if total > limits.ratio_free.0 && total / compressed > limits.ratio {
             return limit(format!("it unpacks to more than {} times its size", limits.ratio));
         }
         hasher.update(&piece[..n]);
