@@ -55,3 +55,33 @@ pub mod fuzz {
         let _ = crate::cgroup::Layout::from_mountinfo(data, |_| String::new());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::fuzz;
+    use proptest::prelude::*;
+
+    /// Bytes that begin like the real thing, with a piece replaced.
+    fn mutated(seed: &[u8], at: usize, with: &[u8]) -> Vec<u8> {
+        let mut data = seed.to_vec();
+        let at = at % (data.len() + 1);
+        let end = (at + with.len()).min(data.len());
+        data.splice(at..end, with.iter().copied());
+        data
+    }
+
+    proptest! {
+        #[test]
+        fn no_parser_panics(noise in proptest::collection::vec(any::<u8>(), 0..300), at: usize) {
+            let program = std::fs::read("/bin/ls").unwrap();
+            let frame = [&[1, 30, 0, 0, 0][..], br#"{"Failed":{"exec":{"denied":{}"#].concat();
+            let table = std::fs::read("/proc/self/mountinfo").unwrap();
+            for seed in [&program[..1024], b"#!/bin/sh -e\n", &frame, &table, b""] {
+                let data = mutated(seed, at, &noise);
+                fuzz::fuzz_frame(&data);
+                fuzz::fuzz_interpreter(&data);
+                fuzz::fuzz_mountinfo(&data);
+            }
+        }
+    }
+}
