@@ -547,10 +547,13 @@ impl Machine {
 pub fn deadline(order: &Order) -> Duration {
     let seconds = match order {
         Order::EnsureImage { .. } => 600,
-        Order::EnsureReplica { .. } | Order::Preflight(_) => 60,
+        // A host unpacks the image, and starts once more what did not start.
+        Order::EnsureReplica { .. } => 150,
+        Order::Preflight(_) => 60,
         Order::EnsureApp { .. } | Order::RemoveReplica { .. } | Order::SetBackends { .. } => 30,
         Order::StopReplica { grace_ms, .. } => grace_ms / 1000 + 20,
-        _ => 10,
+        // The first order of a connection may have to start the host's supervisor.
+        _ => 15,
     };
     Duration::from_secs(seconds)
 }

@@ -1,3 +1,5 @@
+//! Whole deploys over simulated hosts, on a paused clock.
+
 use super::*;
 use crate::journal::parse;
 use crate::link::ConnectError;
@@ -198,13 +200,14 @@ async fn a_living_owner_is_12_and_a_dead_one_is_waited_out() {
         epoch: Epoch(epoch),
         ttl_ms: 15_000,
     };
-    for host in 0..3 {
+    // Two of three are enough for bob, and one is not enough for us.
+    for host in 0..2 {
         rig.links[host].call(Order::AcquireLease(held("bob", 50)), Duration::from_secs(1)).await.unwrap();
     }
     let renewing = async {
         loop {
             tokio::time::sleep(lease::RENEW).await;
-            for link in &rig.links {
+            for link in &rig.links[..2] {
                 link.call(Order::RenewLease(held("bob", 50)), Duration::from_secs(1)).await.unwrap();
             }
         }

@@ -1,3 +1,5 @@
+//! Even and complete placement.
+
 use super::*;
 use proptest::prelude::*;
 

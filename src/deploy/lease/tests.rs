@@ -1,3 +1,5 @@
+//! Who gets a lease, and that the fence never falls.
+
 use super::*;
 use proptest::prelude::*;
 

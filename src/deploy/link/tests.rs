@@ -1,3 +1,5 @@
+//! Sessions over streams in memory: noise, order, loss, foreign bytes.
+
 use super::*;
 use crate::protocol::{MAGIC, RefusalKind};
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex, split};

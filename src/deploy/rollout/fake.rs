@@ -203,11 +203,13 @@ impl Fleet {
                     report.ended = Some("exit code 1".into());
                 }
             }
-            for (backend, in_flight, _) in host.balancer.values_mut() {
+            for (backend, in_flight, since) in host.balancer.values_mut() {
                 match backend.state {
                     BackendState::Active => *in_flight = 3,
-                    BackendState::Draining if self.stuck => {}
-                    BackendState::Draining => *in_flight = in_flight.saturating_sub(1),
+                    BackendState::Draining if !self.stuck && now - *since > Duration::from_millis(700) => {
+                        *in_flight = 0
+                    }
+                    BackendState::Draining => {}
                 }
             }
         }

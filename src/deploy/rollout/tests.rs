@@ -1,3 +1,5 @@
+//! The rollout against a simulated fleet: what it does, in which order, and that no fault breaks its invariants.
+
 use super::fake::{Fate, Fleet, Image, app, release};
 use super::*;
 use crate::protocol::{Release, ReleaseState, ReplicaState, Revision};
@@ -314,6 +316,24 @@ fn killed_everywhere(make: impl Fn() -> Fleet, want: ExitCode, revision: u64, re
             assert!(twice.is_empty() || want != ExitCode::Done, "killed at {at} after {sent}: {twice:?}");
         }
     }
+}
+
+#[test]
+fn a_rollback_that_was_cut_short_is_gone_on_with() {
+    let mut fleet = fleet(2, 3);
+    fleet.behaves("new", Image::Exits);
+    let mut first = Deployer::new(&mut fleet, 2);
+    first.kill = Some((5, 2));
+    assert_eq!(first.deploy(release("new", 3)), Life::Killed);
+    assert_eq!(first.steps.last().map(|s| s.direction), Some(Direction::Back));
+    assert_eq!(fleet.states(2), vec![Some(ReleaseState::RollingBack); 2]);
+    // The image would work now; but the rollback was begun, and is what is finished.
+    fleet.behaves("new", Image::Good);
+    let mut second = Deployer::new(&mut fleet, 3);
+    let Life::Ended(end) = second.deploy(release("new", 3)) else { panic!() };
+    assert_eq!(end.exit, ExitCode::RolledBack, "{end:?}");
+    assert!(second.steps.iter().all(|s| s.direction == Direction::Back));
+    assert_runs(&fleet, 1, 3);
 }
 
 #[test]

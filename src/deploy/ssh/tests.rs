@@ -1,3 +1,5 @@
+//! What ssh is given, what it says, and what that means.
+
 use super::*;
 
 mod real;
@@ -52,6 +54,21 @@ fn the_argument_vector_is_this() {
         let at = argv.iter().position(|a| a == must).unwrap();
         assert_eq!(argv[at - 1], "-o");
     }
+}
+
+#[test]
+fn a_host_key_that_is_unknown_or_changed_says_what_to_do() {
+    let host = "root@app1";
+    assert_eq!(
+        classify(host, "Host key verification failed.").to_string(),
+        "root@app1: its ssh host key is not known; compare it with what the host shows, then add it: \
+         ssh-keyscan app1 >> ~/.ssh/known_hosts (or connect once by hand: ssh root@app1)"
+    );
+    assert_eq!(
+        classify(host, "Offending ED25519 key in /x:1\nHost key verification failed.").to_string(),
+        "root@app1: its ssh host key has CHANGED since it was recorded; if the host was not reinstalled, somebody may \
+         be in between. If it was: ssh-keygen -R app1, then record the new key"
+    );
 }
 
 #[test]
