@@ -165,7 +165,7 @@ fn what_has_a_memo_is_read_once_and_by_every_process() {
     let reads = AtomicUsize::new(0);
     let path: TreePath = "d".into();
     let first = {
-        let view = store.view(&[id.clone()]).unwrap();
+        let view = store.view(std::slice::from_ref(&id)).unwrap();
         store.content_digest(&Counting(&view, &reads), &path, &ALL).unwrap()
     };
     assert_eq!(reads.load(Ordering::SeqCst), 2);
@@ -175,7 +175,7 @@ fn what_has_a_memo_is_read_once_and_by_every_process() {
     bytes.extend_from_slice(b"torn");
     std::fs::write(&table, &bytes).unwrap();
     let other = crate::tests::open(store.path());
-    let view = other.view(&[id.clone()]).unwrap();
+    let view = other.view(std::slice::from_ref(&id)).unwrap();
     assert_eq!(other.content_digest(&Counting(&view, &reads), &path, &ALL).unwrap(), first);
     assert_eq!(reads.load(Ordering::SeqCst), 2, "remembered");
     let given = KeyRules { owner: Some((1, 1)), ..ALL };

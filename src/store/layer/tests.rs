@@ -66,7 +66,7 @@ fn written_and_read_back_it_is_the_same() {
     let view = chain(&one, &rich_one);
     assert_eq!(view, chain(&two, &back));
     assert!(!view.contains_key(&b"a/gone"[..]) && !view.contains_key(&b"hides/below"[..]));
-    assert_eq!(two.view(&[back.clone()]).unwrap().entry_mode(), 0o711);
+    assert_eq!(two.view(std::slice::from_ref(&back)).unwrap().entry_mode(), 0o711);
     // Made again from the same entries in another order, by another store: the same bytes.
     let again = snapshot(&two, rich);
     assert_eq!(tar_of(&one, &rich_one), tar_of(&two, &again));
@@ -197,9 +197,9 @@ proptest! {
         let (_b, two) = rig();
         let id = build(&one, &tree);
         let layer = one.layer_of(&id, Compression::Gzip).unwrap();
-        let before: Contents = contents(&one.view(&[id.clone()]).unwrap());
+        let before: Contents = contents(&one.view(std::slice::from_ref(&id)).unwrap());
         let back = carried(&one, &layer, &two);
-        let after = contents(&two.view(&[back.clone()]).unwrap());
+        let after = contents(&two.view(std::slice::from_ref(&back)).unwrap());
         prop_assert_eq!(before, after);
         let reversed: Vec<_> = files(&two.snapshot_dir(&back)).into_iter().rev().collect();
         let again = build(&two, &tree);

@@ -20,7 +20,7 @@ fn everything(store: &Store) -> Result<(), Box<dyn std::error::Error>> {
     let plain = store.layer_of(&id, Compression::None)?;
     assert_eq!(gzip.diff_id, plain.diff_id);
     let base = store.unpack(&gzip.descriptor, &gzip.diff_id)?;
-    assert_eq!(contents(&store.view(&[base])?), contents(&store.view(&[id.clone()])?));
+    assert_eq!(contents(&store.view(&[base])?), contents(&store.view(std::slice::from_ref(&id))?));
     let key = CacheKey::new(Digest::of(b"i"), vec![(KeyPart::Base, Digest::of(b"b"))]);
     store.cache_put(&key, &CacheRecord { output: Output::Nothing })?;
     let name: ImageRef = "r.example.com/a:1".parse()?;
