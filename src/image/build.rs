@@ -91,7 +91,7 @@ impl Build {
     /// not supported yet is refused here, by line and name, and (for triggers of bases) in [`Build::bases`].
     pub fn new(dockerfile: Dockerfile, options: BuildOptions) -> Result<Self, Diagnostics> {
         let mut found = Diagnostics::of(dockerfile.source.clone());
-        let target = target(&dockerfile, options.target.as_deref()).map_err(|d| one(&dockerfile, d))?;
+        let target = target(&dockerfile, options.target.as_deref()).map_err(|d| one(&dockerfile, *d))?;
         let globals = Globals::new(&dockerfile, &options, target, &mut found);
         if found.has_errors() {
             return Err(found);
@@ -131,7 +131,7 @@ impl Build {
             let from = match self.base_of(index, stage) {
                 Ok(from) => from,
                 Err(d) => {
-                    found.push(d);
+                    found.push(*d);
                     continue;
                 }
             };
@@ -162,7 +162,7 @@ impl Build {
     }
 
     /// What `FROM` names.
-    fn base_of(&self, index: usize, stage: &Stage) -> Result<From, Diagnostic> {
+    fn base_of(&self, index: usize, stage: &Stage) -> Result<From, Box<Diagnostic>> {
         let file = &self.dockerfile.source.name;
         let value = |word: &Word| {
             expand(&word.text, &self.globals.values, self.dockerfile.escape)
@@ -179,14 +179,14 @@ impl Build {
                     "FROM --platform={wanted} is not supported yet: this build is for {}",
                     self.options.platform
                 );
-                return Err(Diagnostic::error("D0201", file, platform.span, message));
+                return Err(Box::new(Diagnostic::error("D0201", file, platform.span, message)));
             }
         }
         let name = value(&stage.base)?;
         if name.is_empty() {
             let d =
                 Diagnostic::error("D0204", file, stage.base.span, format!("{:?} is empty", stage.base.text));
-            return Err(d.hint("an ARG before the first FROM gives it a default; --build-arg a value"));
+            return Err(Box::new(d.hint("an ARG before the first FROM gives it a default; --build-arg a value")));
         }
         if name == "scratch" {
             return Ok(From::Scratch);
@@ -310,7 +310,7 @@ fn one(file: &Dockerfile, d: Diagnostic) -> Diagnostics {
 }
 
 /// The stage that `--target` names, by name or index.
-fn target(file: &Dockerfile, target: Option<&str>) -> Result<usize, Diagnostic> {
+fn target(file: &Dockerfile, target: Option<&str>) -> Result<usize, Box<Diagnostic>> {
     let last = file.stages.len().saturating_sub(1);
     let Some(wanted) = target else { return Ok(last) };
     let name = wanted.to_lowercase();
@@ -326,11 +326,11 @@ fn target(file: &Dockerfile, target: Option<&str>) -> Result<usize, Diagnostic> 
         Span::default(),
         format!("there is no stage {wanted:?} to build"),
     );
-    Err(if names.is_empty() {
+    Err(Box::new(if names.is_empty() {
         d.hint("no stage has a name: leave --target out")
     } else {
         d.hint(format!("the stages are {}", names.join(", ")))
-    })
+    }))
 }
 
 /// The `--from` of a copy.

@@ -16,6 +16,8 @@ pub mod import;
 pub mod key;
 pub mod mkdir;
 mod select;
+#[cfg(test)]
+mod testing;
 pub mod user;
 mod writer;
 

@@ -5,17 +5,18 @@
 //! BuildKit words it, without its `# buildkit` mark.
 
 use super::metadata::{is_signal, ports};
-use super::refuse::is_address;
 use super::scope::is_proxy;
 use super::{Bases, Build, From, Located, Reached};
 use crate::user;
 use keelway_dockerfile::{
-    Argument, Command, Health, Kind, Run, Transfer, Word, expand, expand_heredoc, expand_words,
+    Argument, Command, Health, Kind, Word, expand, expand_words,
 };
 use keelway_model::oci::{Descriptor, Healthcheck, History, ImageConfig};
-use keelway_model::plan::{AssembleOp, BaseOp, CopyFrom, CopyOp, ExecOp, MkdirOp, Network, Unpack, UserSpec};
+use keelway_model::plan::{AssembleOp, BaseOp, Unpack, UserSpec};
 use keelway_model::{Diagnostic, Diagnostics, Digest, Hasher, ImageRef, NodeId, Op, Plan};
 use std::collections::BTreeMap;
+
+mod steps;
 
 /// PATH of steps whose image sets none, and of images from scratch.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -82,16 +83,16 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    fn error(&self, code: &str, word: &Word, message: impl Into<String>) -> Diagnostic {
-        self.located.error(code, word.span, message)
+    fn error(&self, code: &str, word: &Word, message: impl Into<String>) -> Box<Diagnostic> {
+        Box::new(self.located.error(code, word.span, message))
     }
-    fn refuse(&self, message: impl Into<String>) -> Diagnostic {
-        self.located.error("D0206", self.located.instruction.span, message)
+    fn refuse(&self, message: impl Into<String>) -> Box<Diagnostic> {
+        Box::new(self.located.error("D0206", self.located.instruction.span, message))
     }
 }
 
 /// A step, or why it cannot be planned.
-type Planned<T> = Result<T, Diagnostic>;
+type Planned<T> = Result<T, Box<Diagnostic>>;
 
 impl Lower<'_> {
     fn stage(&mut self, index: usize, from: &From, instructions: &[Located]) {
@@ -118,7 +119,7 @@ impl Lower<'_> {
             let name = format!("[{label}{number}/{total}] {}", shown(&located.instruction.text));
             let step = Step { located, stage: index, position, name };
             if let Err(d) = self.instruction(&mut state, &step) {
-                self.found.push(d);
+                self.found.push(*d);
             }
         }
         self.done.insert(index, state);
@@ -340,194 +341,6 @@ impl Lower<'_> {
         record(state, format!("ARG {}", said.join(" ")), Layer::None);
         Ok(())
     }
-
-    fn workdir(&mut self, state: &mut State, step: &Step<'_>, word: &Word) -> Planned<()> {
-        let text = self.value(state, step, word)?;
-        if text.contains('\0') {
-            return Err(step.error("D0206", word, "a path cannot hold a NUL character"));
-        }
-        let path = absolute(state.config.config.working_dir.as_deref(), &text);
-        state.config.config.working_dir = Some(path.clone());
-        let created_by = format!("WORKDIR {path}");
-        if path == "/" {
-            record(state, created_by, Layer::None);
-            return Ok(());
-        }
-        let user = UserSpec(state.config.config.user.clone().unwrap_or_default());
-        let op = MkdirOp { path, user, identity: self.identity(step, 0) };
-        state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Mkdir(op));
-        record(state, created_by, Layer::One);
-        Ok(())
-    }
-
-    fn run(&mut self, state: &mut State, step: &Step<'_>, run: &Run) -> Planned<()> {
-        let mut scripts = Vec::new();
-        let command = match (&run.command, &run.heredocs[..]) {
-            (command, []) => command.clone(),
-            (Command::Exec(_), _) => return Err(step.refuse("RUN in JSON form takes no heredoc")),
-            (Command::Shell(word), [only, ..]) if keelway_dockerfile::is_heredoc(&word.text) => {
-                // The heredoc is all there is: its body is the command, or a script of its own.
-                let body = only.body();
-                let text = if only.content.starts_with("#!") {
-                    let path = format!("{SCRIPTS}{}", only.name);
-                    if only.name.contains('/') || only.name == "." || only.name == ".." {
-                        return Err(step.refuse(format!("{:?} cannot be the name of a script", only.name)));
-                    }
-                    scripts.push((path.clone(), body));
-                    path
-                } else {
-                    body
-                };
-                Command::Shell(Word { text, span: word.span })
-            }
-            (Command::Shell(word), heredocs) => {
-                // The shell itself reads them: put back together as they were written.
-                let bodies =
-                    heredocs.iter().map(|h| format!("\n{}{}", h.content, h.name)).collect::<String>();
-                Command::Shell(Word { text: format!("{}{bodies}", word.text), span: word.span })
-            }
-        };
-        let argv = argv(state, &command);
-        let mut env = state.env.clone();
-        if !env.iter().any(|(k, _)| k == "PATH") {
-            env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
-        }
-        let network = match run.network.as_ref().map(|n| n.text.as_str()) {
-            Some("none") => Network::None,
-            _ => Network::Host,
-        };
-        let said = argv.join(" ");
-        let declared: Vec<String> = state.args.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        let created_by = match &declared[..] {
-            [] => format!("RUN {said}"),
-            some => format!("RUN |{} {} {said}", some.len(), some.join(" ")),
-        };
-        let op = ExecOp {
-            argv,
-            unkeyed_env: self.proxies(&env),
-            env,
-            cwd: state
-                .config
-                .config
-                .working_dir
-                .clone()
-                .filter(|w| !w.is_empty())
-                .unwrap_or_else(|| "/".to_owned()),
-            user: UserSpec(state.config.config.user.clone().unwrap_or_default()),
-            network,
-            scripts,
-            limits: self.build.options.limits.clone(),
-            identity: self.identity(step, 0),
-        };
-        state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Exec(op));
-        record(state, created_by, Layer::One);
-        Ok(())
-    }
-
-    /// Proxy variables that the step gets without having declared them.
-    fn proxies(&self, env: &[(String, String)]) -> Vec<(String, String)> {
-        let options = &self.build.options;
-        let mut out: BTreeMap<&str, &str> = BTreeMap::new();
-        let machine = options.proxy.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-        let given = options.args.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-        out.extend(machine.chain(given).filter(|(k, _)| is_proxy(k) && !env.iter().any(|(e, _)| e == k)));
-        out.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
-    }
-
-    fn transfer(&mut self, state: &mut State, step: &Step<'_>, t: &Transfer, unpack: Unpack) -> Planned<()> {
-        let name = step.located.instruction.kind.name();
-        let sources = t.sources.iter().map(|s| self.value(state, step, s)).collect::<Planned<Vec<_>>>()?;
-        if let Some((source, word)) =
-            sources.iter().zip(&t.sources).find(|(s, _)| unpack == Unpack::Archives && is_address(s))
-        {
-            return Err(step.error(
-                "D0201",
-                word,
-                format!("ADD of the address {source:?} is not supported yet"),
-            ));
-        }
-        let dest_text = self.value(state, step, &t.dest)?;
-        if let Some(word) = t.sources.iter().chain([&t.dest]).find(|w| w.text.contains('\0')) {
-            return Err(step.error("D0206", word, "a path cannot hold a NUL character"));
-        }
-        let directory = dest_text.is_empty() || dest_text == "." || dest_text.ends_with('/');
-        let mut dest = absolute(state.config.config.working_dir.as_deref(), &dest_text);
-        if directory && !dest.ends_with('/') {
-            dest.push('/');
-        }
-        if sources.len() + t.contents.len() > 1 && !directory {
-            let message = format!("{name} of more than one source needs a destination that ends in /");
-            return Err(step.error("D0206", &t.dest, message));
-        }
-        let chown = match &t.chown {
-            Some(word) => {
-                let spec = UserSpec(self.value(state, step, word)?);
-                user::check(&spec).map_err(|e| step.error("D0206", word, e.to_string()))?;
-                Some(spec)
-            }
-            None => None,
-        };
-        let chmod = match &t.chmod {
-            Some(word) => {
-                Some(mode(&self.value(state, step, word)?).map_err(|(code, e)| step.error(code, word, e))?)
-            }
-            None => None,
-        };
-        let from = match &t.from {
-            None => None,
-            Some(word) => {
-                let source =
-                    self.build.source_of(step.stage, word).map_err(|e| step.error("D0203", word, e))?;
-                Some(match &source {
-                    From::Stage(index) => match self.done.get(index) {
-                        Some(other) => other.chain,
-                        // Its own errors were reported where it stands.
-                        None => return Ok(()),
-                    },
-                    From::Scratch => self.base_node(None, "FROM scratch".to_owned()),
-                    From::Image(image) => self.base_node(Some(image), format!("FROM {image}")),
-                })
-            }
-        };
-        let said = |what: &[String]| format!("{name} {} {dest_text}", what.join(" "));
-        let op = |sources: Vec<String>, from: CopyFrom, unpack: Unpack, identity: Digest| CopyOp {
-            sources,
-            from,
-            dest: dest.clone(),
-            chown: chown.clone(),
-            chmod,
-            unpack,
-            identity,
-        };
-        if !sources.is_empty() {
-            let created_by = said(&sources);
-            let origin = if from.is_some() { CopyFrom::Stage } else { CopyFrom::Context };
-            let needs = [state.chain].into_iter().chain(from).collect();
-            let op = op(sources, origin, unpack, self.identity(step, 0));
-            state.chain = self.plan.add(step.name.clone(), needs, Op::Copy(op));
-            record(state, created_by, Layer::One);
-        }
-        if !t.contents.is_empty() {
-            let mut files = Vec::new();
-            for h in &t.contents {
-                let body = h.body();
-                let body = if h.expand {
-                    expand_heredoc(&body, &state.env).map_err(|e| {
-                        step.located.error("D0204", h.span, format!("heredoc {}: {e}", h.name))
-                    })?
-                } else {
-                    body
-                };
-                files.push((h.name.clone(), body));
-            }
-            let names: Vec<String> = files.iter().map(|(n, _)| format!("<<{n}")).collect();
-            let created_by = said(&names);
-            let op = op(Vec::new(), CopyFrom::Inline(files), Unpack::Never, self.identity(step, 1));
-            state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Copy(op));
-            record(state, created_by, Layer::One);
-        }
-        Ok(())
-    }
 }
 
 /// The argument vector of a command: the shell form gets the shell in front.
@@ -597,19 +410,6 @@ fn absolute(workdir: Option<&str>, path: &str) -> String {
         }
     }
     format!("/{}", parts.join("/"))
-}
-
-/// `--chmod`: octal up to 7777.
-fn mode(text: &str) -> Result<u32, (&'static str, String)> {
-    let octal = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
-    match u32::from_str_radix(text, 8) {
-        Ok(mode) if octal && mode <= 0o7777 => Ok(mode),
-        _ if text.contains(['+', '-', '=', ',']) && !text.starts_with('-') => Err((
-            "D0201",
-            format!("the symbolic --chmod={text} is not supported yet: write an octal mode, for example 755"),
-        )),
-        _ => Err(("D0206", format!("--chmod={text} is not a mode: write it in octal, at most 7777"))),
-    }
 }
 
 fn json(argv: &[String]) -> String {
