@@ -63,7 +63,8 @@ fn at_random_moments_of_a_build(world: &World) -> Ended {
     let out = build(&env, &dir, &[]).expect(0);
     assert_eq!(out.stdout, wanted, "the build after the kills is the build without them");
     let runs: Vec<_> = std::fs::read_dir(env.store().join("store/runs")).expect("the store is there").flatten().map(|e| e.file_name()).collect();
-    assert!(runs.is_empty(), "run directories are left: {runs:?}");
+    let what = env.command("find").arg(env.store().join("store/runs")).arg("-ls").output().expect("find runs");
+    assert!(runs.is_empty(), "run directories are left: {}", String::from_utf8_lossy(&what.stdout));
     leaks.assert_none();
     Ok(())
 }

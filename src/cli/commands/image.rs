@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long a command may spend on deleting what was thrown away.
+pub const TRASH: Duration = Duration::from_millis(500);
+
 /// The flags of `image build`.
 pub struct BuildArgs {
     pub dir: PathBuf,
@@ -76,7 +79,10 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
     let workspace = Workspace::open(&settings)?;
     let single = SingleBuild { tree: Arc::new(tree), op, dockerfile: text };
     let show = render::events(&context.style, render::Record::Nowhere);
-    let report = build_image(&settings, &workspace, single, show, context.cancel.token()).await?;
+    let report = build_image(&settings, &workspace, single, show, context.cancel.token()).await;
+    // What was thrown away is deleted when the result is known, and not for long.
+    let _ = workspace.store.empty_trash(TRASH);
+    let report = report?;
     if report.exit != ExitCode::Done {
         return Err(CommandError::Ended(report.exit));
     }
@@ -84,7 +90,6 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
     for tag in &tags {
         workspace.store.set_reference(tag, &image.manifest).map_err(CommandError::outside)?;
     }
-    let _ = workspace.store.empty_trash(Duration::from_millis(500));
     match context.global.format {
         Format::Text => context.print(&format!("{}\n", image.manifest.digest)),
         Format::Json => Ok(()),

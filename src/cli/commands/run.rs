@@ -41,8 +41,9 @@ pub async fn run(context: &Context, stages: &[String], source: &Source, names: &
     let ledger = open_ledger(&settings)?;
     let run = record(&ledger, &prepared)?;
     let show = render::events(&context.style, render::Record::Kept);
-    let report = execute(&settings, &workspace, &ledger, &run, prepared, show, context.cancel.token()).await?;
+    let report = execute(&settings, &workspace, &ledger, &run, prepared, show, context.cancel.token()).await;
     // What was thrown away is deleted when the result is known, and not for long.
-    let _ = workspace.store.empty_trash(std::time::Duration::from_millis(500));
+    let _ = workspace.store.empty_trash(super::image::TRASH);
+    let report = report?;
     if report.exit == keelway_model::ExitCode::Done { Ok(()) } else { Err(CommandError::Ended(report.exit)) }
 }
