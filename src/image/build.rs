@@ -166,7 +166,7 @@ impl Build {
         let file = &self.dockerfile.source.name;
         let value = |word: &Word| {
             expand(&word.text, &self.globals.values, self.dockerfile.escape)
-                .map_err(|e| Diagnostic::error("D0204", file, word.span, e.to_string()))
+                .map_err(|e| Box::new(Diagnostic::error("D0204", file, word.span, e.to_string())))
         };
         if let Some(platform) = &stage.platform {
             let text = value(platform)?;
@@ -186,7 +186,9 @@ impl Build {
         if name.is_empty() {
             let d =
                 Diagnostic::error("D0204", file, stage.base.span, format!("{:?} is empty", stage.base.text));
-            return Err(Box::new(d.hint("an ARG before the first FROM gives it a default; --build-arg a value")));
+            return Err(Box::new(
+                d.hint("an ARG before the first FROM gives it a default; --build-arg a value"),
+            ));
         }
         if name == "scratch" {
             return Ok(From::Scratch);

@@ -14,7 +14,7 @@ use keelway_model::plan::{Chain, CopyFrom, CopyOp, Unpack};
 use keelway_model::{Output, TreeEntry, TreeKind, TreePath};
 use keelway_store::{Upper, Verdict, View};
 
-mod archive;
+pub(crate) mod archive;
 #[cfg(test)]
 mod tests;
 
@@ -41,13 +41,13 @@ pub fn run(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Upper,
             }
         }
         CopyFrom::Context => {
-            let source = Source { tree: cx.context, ignore: Some(cx.ignore) };
+            let source = Source::context(cx.context, cx.ignore);
             Copy { op, source, owner: Some(owner.unwrap_or((0, 0))), writer: &mut writer }
                 .all(&dest, names_directory)?;
         }
         CopyFrom::Stage => {
             let other = cx.store.view(&chain(inputs, 1, "copy")?.snapshots)?;
-            let source = Source { tree: &other, ignore: None };
+            let source = Source::chain(&other);
             Copy { op, source, owner, writer: &mut writer }.all(&dest, names_directory)?;
         }
     }
@@ -192,7 +192,7 @@ impl Copy<'_, '_> {
                 if let Some(first) = entry.link_id.and_then(|id| self.writer.linked(id)) {
                     return self.writer.link(&first, to);
                 }
-                match self.source.tree.open_file(path)? {
+                match self.source.file(path)? {
                     Some(mut file) => self.writer.file(to, &mut file, *size, &meta)?,
                     None => self.writer.file(to, &mut *self.source.tree.open(path)?, *size, &meta)?,
                 }

@@ -95,12 +95,12 @@ fn copy(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<CacheKey,
     let files = match &op.from {
         CopyFrom::Inline(files) => hash("inline", &[pairs(files).as_bytes()]),
         CopyFrom::Context => {
-            let source = Source { tree: cx.context, ignore: Some(cx.ignore) };
+            let source = Source::context(cx.context, cx.ignore);
             selected(op, &source, Some(owner.unwrap_or((0, 0))), cx.store)?
         }
         CopyFrom::Stage => {
             let view = cx.store.view(&chain(inputs, 1, "copy")?.snapshots)?;
-            selected(op, &Source { tree: &view, ignore: None }, owner, cx.store)?
+            selected(op, &Source::chain(&view), owner, cx.store)?
         }
     };
     let from: &[u8] = match op.from {

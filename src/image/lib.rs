@@ -12,12 +12,15 @@ pub mod base;
 pub mod build;
 pub mod copy;
 mod error;
+pub mod fuzz;
 pub mod import;
 pub mod key;
 pub mod mkdir;
 mod select;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 pub mod user;
 mod writer;
 

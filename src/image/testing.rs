@@ -1,8 +1,8 @@
 //! What the tests of this crate share: a store on tmpfs, a tree in memory, chains made by hand.
 
 use keelway_disk::Root;
-use keelway_model::plan::{Chain, CopyFrom, CopyOp, Unpack};
 use keelway_model::clock::SystemClock;
+use keelway_model::plan::{Chain, CopyFrom, CopyOp, Unpack};
 use keelway_model::{Digest, Output, Tree, TreeEntry, TreeError, TreeKind, TreePath};
 use keelway_store::Store;
 use std::collections::BTreeMap;
@@ -40,7 +40,8 @@ pub(crate) fn put(root: &Root, path: &str, content: &str) {
     if let Some((dir, _)) = path.rsplit_once('/') {
         root.mkdir_all(dir.as_bytes(), 0o755).unwrap();
     }
-    std::io::Write::write_all(&mut root.create_file(path.as_bytes(), 0o644).unwrap(), content.as_bytes()).unwrap();
+    std::io::Write::write_all(&mut root.create_file(path.as_bytes(), 0o644).unwrap(), content.as_bytes())
+        .unwrap();
 }
 
 pub(crate) fn out(chain: &Chain) -> Output {
@@ -113,11 +114,18 @@ impl Tree for MemTree {
         Ok(self.entries.get(path).map(|(e, _)| e.clone()))
     }
     fn list(&self, path: &TreePath) -> Result<Vec<TreeEntry>, TreeError> {
-        Ok(self.entries.iter().filter(|(p, _)| p.parent().as_ref() == Some(path)).map(|(_, (e, _))| e.clone()).collect())
+        Ok(self
+            .entries
+            .iter()
+            .filter(|(p, _)| p.parent().as_ref() == Some(path))
+            .map(|(_, (e, _))| e.clone())
+            .collect())
     }
     fn open(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError> {
         match self.entries.get(path) {
-            Some((TreeEntry { kind: TreeKind::File { .. }, .. }, bytes)) => Ok(Box::new(std::io::Cursor::new(bytes.clone()))),
+            Some((TreeEntry { kind: TreeKind::File { .. }, .. }, bytes)) => {
+                Ok(Box::new(std::io::Cursor::new(bytes.clone())))
+            }
             _ => Err(TreeError::NotFound { path: path.clone() }),
         }
     }

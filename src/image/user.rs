@@ -212,3 +212,11 @@ fn read(view: &View, file: &'static str) -> Result<String, UserError> {
         .map_err(|e| unusable(e.to_string()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
+
+/// Reads both files from any bytes: for the fuzzer.
+pub(crate) fn read_any(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for line in text.lines() {
+        let _ = (passwd_entry(line), group_entry(line), check(&UserSpec(line.to_owned())));
+    }
+}

@@ -34,6 +34,8 @@ pub(crate) struct Writer {
     owner: (u32, u32),
     /// Directories known to be in the layer.
     made: HashSet<TreePath>,
+    /// Those of them that the chain does not have: nothing of it can lie beneath.
+    fresh: HashSet<TreePath>,
     /// Directories of the chain that a file has replaced: their content must not show again.
     hidden: HashSet<TreePath>,
     links: HashMap<(u64, u64), TreePath>,
@@ -47,6 +49,7 @@ impl Writer {
             below,
             owner: owner.unwrap_or((0, 0)),
             made,
+            fresh: HashSet::new(),
             hidden: HashSet::new(),
             links: HashMap::new(),
         }
@@ -65,13 +68,21 @@ impl Writer {
             }
             Some(_) => There::Other,
             None if self.is_hidden(path) => There::Nothing,
-            None => match self.below.entry(path)?.map(|e| e.kind) {
+            None => match self.below(path)?.map(|e| e.kind) {
                 None => There::Nothing,
                 Some(TreeKind::Directory) => There::Directory,
                 Some(TreeKind::Symlink { target }) => There::Symlink(target),
                 Some(_) => There::Other,
             },
         })
+    }
+
+    /// What the chain has at `path`.
+    fn below(&self, path: &TreePath) -> Result<Option<TreeEntry>, StepError> {
+        if path.parent().is_some_and(|p| self.fresh.contains(&p)) {
+            return Ok(None);
+        }
+        Ok(self.below.entry(path)?)
     }
 
     fn is_hidden(&self, path: &TreePath) -> bool {
@@ -116,7 +127,7 @@ impl Writer {
                 return Ok(false);
             }
             Some(_) => Some(None),
-            None => self.below.entry(path)?.map(Some),
+            None => self.below(path)?.map(Some),
         };
         match there {
             _ if self.is_hidden(path) => {
@@ -137,6 +148,7 @@ impl Writer {
             None => {
                 self.upper.mkdir(path.as_bytes(), 0o755).map_err(wrong("make the directory", path))?;
                 self.made.insert(path.clone());
+                self.fresh.insert(path.clone());
                 let (uid, gid) = self.owner;
                 if (uid, gid) != (0, 0) {
                     self.upper
@@ -156,7 +168,7 @@ impl Writer {
             Some(NodeKind::Directory) => Err(onto_directory(path)),
             Some(_) => self.upper.remove(path.as_bytes()).map_err(wrong("replace", path)),
             None if self.is_hidden(path) => Ok(()),
-            None => match self.below.entry(path)?.map(|e| e.kind) {
+            None => match self.below(path)?.map(|e| e.kind) {
                 Some(TreeKind::Directory) => Err(onto_directory(path)),
                 _ => Ok(()),
             },
@@ -172,8 +184,10 @@ impl Writer {
             self.upper.remove_all(path.as_bytes()).map_err(wrong("replace", path))?;
         }
         let inside = [path.as_bytes(), b"/"].concat();
-        self.made.retain(|m| m != path && !m.as_bytes().starts_with(&inside));
-        if self.below.entry(path)?.is_some() {
+        let gone = |m: &TreePath| m == path || m.as_bytes().starts_with(&inside);
+        self.made.retain(|m| !gone(m));
+        self.fresh.retain(|m| !gone(m));
+        if self.below(path)?.is_some() {
             self.hidden.insert(path.clone());
         }
         Ok(())
@@ -191,7 +205,9 @@ impl Writer {
         let mut file = self.upper.create_file(path.as_bytes(), 0o600).map_err(wrong("create", path))?;
         let copied = copy(from, &mut file).map_err(wrong("write", path))?;
         if copied != size {
-            let message = format!("{copied} bytes instead of {size}: the source changed while it was copied");
+            let message = format!(
+                "{copied} bytes instead of {size}: the source is cut off, or changed while it was copied"
+            );
             return Err(wrong("write", path)(io::Error::other(message)));
         }
         drop(file);

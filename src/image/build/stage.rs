@@ -8,9 +8,7 @@ use super::metadata::{is_signal, ports};
 use super::scope::is_proxy;
 use super::{Bases, Build, From, Located, Reached};
 use crate::user;
-use keelway_dockerfile::{
-    Argument, Command, Health, Kind, Word, expand, expand_words,
-};
+use keelway_dockerfile::{Argument, Command, Health, Kind, Word, expand, expand_words};
 use keelway_model::oci::{Descriptor, Healthcheck, History, ImageConfig};
 use keelway_model::plan::{AssembleOp, BaseOp, Unpack, UserSpec};
 use keelway_model::{Diagnostic, Diagnostics, Digest, Hasher, ImageRef, NodeId, Op, Plan};

@@ -73,16 +73,19 @@ fn env<'a>(op: &'a ExecOp, name: &str) -> Option<&'a str> {
 fn only_needed_stages_and_independent_ones_side_by_side() {
     let text = "FROM a AS one\nRUN x\nFROM nowhere/at/all AS unused\nRUN --mount=type=cache,target=/c y\nFROM b AS two\nRUN z\nFROM scratch AS app\nCOPY --from=one /x /\nCOPY --from=2 /z /\n";
     let plan = plan(text);
-    assert_eq!(names(&plan), [
-        "[one 1/2] FROM docker.io/library/a:latest",
-        "[one 2/2] RUN x",
-        "[two 1/2] FROM docker.io/library/b:latest",
-        "[two 2/2] RUN z",
-        "[app 1/3] FROM scratch",
-        "[app 2/3] COPY --from=one /x /",
-        "[app 3/3] COPY --from=2 /z /",
-        "image",
-    ]);
+    assert_eq!(
+        names(&plan),
+        [
+            "[one 1/2] FROM docker.io/library/a:latest",
+            "[one 2/2] RUN x",
+            "[two 1/2] FROM docker.io/library/b:latest",
+            "[two 2/2] RUN z",
+            "[app 1/3] FROM scratch",
+            "[app 2/3] COPY --from=one /x /",
+            "[app 3/3] COPY --from=2 /z /",
+            "image",
+        ]
+    );
     let needs: Vec<Vec<u32>> = plan.nodes.iter().map(|n| n.needs.iter().map(|i| i.0).collect()).collect();
     assert_eq!(needs, [vec![], vec![0], vec![], vec![2], vec![], vec![4, 1], vec![5, 3], vec![6]]);
     assert!(end(&plan).base.is_none());
@@ -95,13 +98,23 @@ fn only_needed_stages_and_independent_ones_side_by_side() {
 
 #[test]
 fn stages_stand_on_stages() {
-    let p = plan("FROM base AS B\nARG X=1\nENV E=2\nWORKDIR /w\nCMD [\"c\"]\nFROM b\nRUN echo\nENTRYPOINT [\"e\"]\n");
+    let p = plan(
+        "FROM base AS B\nARG X=1\nENV E=2\nWORKDIR /w\nCMD [\"c\"]\nFROM b\nRUN echo\nENTRYPOINT [\"e\"]\n",
+    );
     let run = execs(&p)[0];
     assert_eq!((env(run, "X"), env(run, "E"), run.cwd.as_str()), (Some("1"), Some("2"), "/w"));
     let config = &end(&p).config.config;
-    assert_eq!((config.cmd.as_ref(), config.entrypoint.as_deref()), (None, Some(&["e".to_owned()][..])), "a new ENTRYPOINT drops an inherited CMD");
+    assert_eq!(
+        (config.cmd.as_ref(), config.entrypoint.as_deref()),
+        (None, Some(&["e".to_owned()][..])),
+        "a new ENTRYPOINT drops an inherited CMD"
+    );
     let kept = plan("FROM base\nCMD [\"c\"]\nENTRYPOINT [\"e\"]\n");
-    assert_eq!(end(&kept).config.config.cmd.as_deref(), Some(&["c".to_owned()][..]), "but not one of the same stage");
+    assert_eq!(
+        end(&kept).config.config.cmd.as_deref(),
+        Some(&["c".to_owned()][..]),
+        "but not one of the same stage"
+    );
     // A stage's name is no image, whatever its case, and a second one of the same name wins from there on.
     let p = plan("FROM a AS x\nFROM b AS x\nFROM X\nRUN y\n");
     assert_eq!(names(&p)[0], "[x 1/1] FROM docker.io/library/b:latest");
@@ -113,15 +126,38 @@ fn arguments_and_environment() {
     let p = plan(text);
     let run = execs(&p)[0];
     let got: Vec<_> = ["V", "W", "N", "D", "a", "b", "c", "BASE", "PATH"].map(|n| env(run, n)).into();
-    assert_eq!(got, [Some("last"), Some("own"), None, Some("1-1"), Some("1"), Some("1"), Some("1 x"), Some("1"), Some("/bin")]);
+    assert_eq!(
+        got,
+        [
+            Some("last"),
+            Some("own"),
+            None,
+            Some("1-1"),
+            Some("1"),
+            Some("1"),
+            Some("1 x"),
+            Some("1"),
+            Some("/bin")
+        ]
+    );
     let config = &end(&p).config.config;
     assert_eq!(config.env, ["PATH=/bin", "BASE=1", "a=1", "b=1", "c=1 x"], "arguments are not in the image");
-    assert!(history(&p).contains(&"ENV a=1 b= c=1 x"), "one instruction sees one environment: {:?}", history(&p));
+    assert!(
+        history(&p).contains(&"ENV a=1 b= c=1 x"),
+        "one instruction sees one environment: {:?}",
+        history(&p)
+    );
     assert!(history(&p).contains(&"RUN |3 V=last W=own D=1-1 /bin/sh -c x"), "{:?}", history(&p));
-    let given = BuildOptions { args: [("V".into(), "2".into()), ("N".into(), "n".into()), ("X".into(), "".into())].into(), ..options() };
+    let given = BuildOptions {
+        args: [("V".into(), "2".into()), ("N".into(), "n".into()), ("X".into(), "".into())].into(),
+        ..options()
+    };
     let p = try_plan(text, given.clone(), &bases()).unwrap();
     let run = execs(&p)[0];
-    assert_eq!((env(run, "V"), env(run, "N"), env(run, "D"), env(run, "X")), (Some("2"), Some("n"), Some("2-1"), None));
+    assert_eq!(
+        (env(run, "V"), env(run, "N"), env(run, "D"), env(run, "X")),
+        (Some("2"), Some("n"), Some("2-1"), None)
+    );
     let build = Build::new(parse(&SourceText::new("D", text)).unwrap(), given).unwrap();
     assert!(build.warnings().to_string().contains("build argument X"), "{}", build.warnings());
     // The scope before FROM is not seen in a stage; a stage's scope is not seen in its sibling.
@@ -131,13 +167,19 @@ fn arguments_and_environment() {
     // Platform arguments are there for those who ask.
     let p = plan("FROM --platform=$BUILDPLATFORM base\nARG TARGETARCH TARGETPLATFORM TARGETSTAGE\nRUN x\n");
     let run = execs(&p)[0];
-    assert_eq!((env(run, "TARGETARCH"), env(run, "TARGETPLATFORM"), env(run, "TARGETSTAGE")), (Some("amd64"), Some("linux/amd64"), Some("default")));
+    assert_eq!(
+        (env(run, "TARGETARCH"), env(run, "TARGETPLATFORM"), env(run, "TARGETSTAGE")),
+        (Some("amd64"), Some("linux/amd64"), Some("default"))
+    );
     assert!(refused("ARG T\nFROM $T\n").contains("2:6: error[D0204]"));
 }
 
 #[test]
 fn proxies_reach_run_without_a_trace() {
-    let proxied = BuildOptions { proxy: vec![("http_proxy".into(), "p".into()), ("SECRET".into(), "s".into())], ..options() };
+    let proxied = BuildOptions {
+        proxy: vec![("http_proxy".into(), "p".into()), ("SECRET".into(), "s".into())],
+        ..options()
+    };
     let p = try_plan("FROM base\nRUN x\n", proxied.clone(), &bases()).unwrap();
     assert_eq!(execs(&p)[0].unkeyed_env, [("http_proxy".to_owned(), "p".to_owned())]);
     assert!(!serde_json::to_string(end(&p)).unwrap().contains("http_proxy"));
@@ -147,12 +189,19 @@ fn proxies_reach_run_without_a_trace() {
 
 #[test]
 fn commands_and_shells() {
-    let p = plan("FROM base\nRUN a $b\nSHELL [\"/bin/bash\", \"-ec\"]\nRUN c\nRUN [\"d\", \"$e\"]\nCMD f\nRUN --network=none g\n");
+    let p = plan(
+        "FROM base\nRUN a $b\nSHELL [\"/bin/bash\", \"-ec\"]\nRUN c\nRUN [\"d\", \"$e\"]\nCMD f\nRUN --network=none g\n",
+    );
     let argv: Vec<String> = execs(&p).iter().map(|e| e.argv.join("|")).collect();
     assert_eq!(argv, ["/bin/sh|-c|a $b", "/bin/bash|-ec|c", "d|$e", "/bin/bash|-ec|g"]);
-    assert_eq!(execs(&p).iter().map(|e| e.network).collect::<Vec<_>>(), [Network::Host, Network::Host, Network::Host, Network::None]);
+    assert_eq!(
+        execs(&p).iter().map(|e| e.network).collect::<Vec<_>>(),
+        [Network::Host, Network::Host, Network::Host, Network::None]
+    );
     assert_eq!(end(&p).config.config.cmd.as_ref().unwrap().join("|"), "/bin/bash|-ec|f");
-    let p = plan("FROM base\nRUN <<EOF\na\nb\nEOF\nRUN <<-X\n\t#!/bin/py\n\tp\nX\nRUN <<-X\n\t#!x\n\tX\nRUN cat <<-E > f\n\tt\n\tE\n");
+    let p = plan(
+        "FROM base\nRUN <<EOF\na\nb\nEOF\nRUN <<-X\n\t#!/bin/py\n\tp\nX\nRUN <<-X\n\t#!x\n\tX\nRUN cat <<-E > f\n\tt\n\tE\n",
+    );
     let runs = execs(&p);
     assert_eq!(runs[0].argv[2], "a\nb\n");
     assert_eq!(runs[3].argv[2], "cat <<-E > f\n\tt\nE", "the shell reads its own heredoc");
@@ -171,23 +220,43 @@ fn metadata() {
     );
     let c = &end(&p).config.config;
     assert_eq!(c.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["a=b", "c d=e f"]);
-    assert_eq!(c.exposed_ports.keys().collect::<Vec<_>>(), ["53/udp", "80/tcp", "8000/udp", "8001/udp", "8002/udp"]);
+    assert_eq!(
+        c.exposed_ports.keys().collect::<Vec<_>>(),
+        ["53/udp", "80/tcp", "8000/udp", "8001/udp", "8002/udp"]
+    );
     assert_eq!(c.volumes.keys().collect::<Vec<_>>(), ["/v", "/w w", "[x]"]);
-    assert_eq!((c.user.as_deref(), c.stop_signal.as_deref(), c.working_dir.as_deref()), (Some("u:g"), Some("sigterm"), Some("/")));
+    assert_eq!(
+        (c.user.as_deref(), c.stop_signal.as_deref(), c.working_dir.as_deref()),
+        (Some("u:g"), Some("sigterm"), Some("/"))
+    );
     let check = c.healthcheck.as_ref().unwrap();
     assert_eq!((check.test.join("|"), check.interval), ("CMD-SHELL|a b".to_owned(), 3_000_000_000));
     assert_eq!(c.on_build, ["RUN <<E\nx\nE"]);
     assert_eq!(end(&p).config.author.as_deref(), Some("me"));
-    assert_eq!(mkdirs(&p).iter().map(|m| (m.path.as_str(), m.user.0.as_str())).collect::<Vec<_>>(), [("/a", "u:g"), ("/a/c", "u:g")]);
+    assert_eq!(
+        mkdirs(&p).iter().map(|m| (m.path.as_str(), m.user.0.as_str())).collect::<Vec<_>>(),
+        [("/a", "u:g"), ("/a/c", "u:g")]
+    );
     let layers = end(&p).history.iter().filter(|h| !h.empty_layer).count();
     assert_eq!(layers, 2, "history and steps agree");
     let scratch = plan("FROM scratch\nENV A=1\n");
     assert!(end(&scratch).config.config.env[0].starts_with("PATH=/usr/local/sbin"));
     for (line, what) in [
-        ("EXPOSE x", "not a port"), ("EXPOSE 0", "not a port"), ("EXPOSE 70000", "not a port"), ("EXPOSE 9-8", "not a port"), ("EXPOSE 80/http", "not a port"),
-        ("STOPSIGNAL SIGNOPE", "not a signal"), ("STOPSIGNAL 65", "not a signal"), ("USER 4294967296", "not a user"), ("USER -1", "not a user"),
-        ("USER 2147483648", "not a user"), ("USER 0x0", "not a user"), ("ENV $BASE=$NOPE =x", "without a name"), ("ENV a=${b:?gone}", "gone"),
-        ("USER a b", "not a user"), ("VOLUME $NOPE", "empty"),
+        ("EXPOSE x", "not a port"),
+        ("EXPOSE 0", "not a port"),
+        ("EXPOSE 70000", "not a port"),
+        ("EXPOSE 9-8", "not a port"),
+        ("EXPOSE 80/http", "not a port"),
+        ("STOPSIGNAL SIGNOPE", "not a signal"),
+        ("STOPSIGNAL 65", "not a signal"),
+        ("USER 4294967296", "not a user"),
+        ("USER -1", "not a user"),
+        ("USER 2147483648", "not a user"),
+        ("USER 0x0", "not a user"),
+        ("ENV $BASE=$NOPE =x", "without a name"),
+        ("ENV a=${b:?gone}", "gone"),
+        ("USER a b", "not a user"),
+        ("VOLUME $NOPE", "empty"),
     ] {
         let e = refused(&format!("FROM base\n{line}\n"));
         assert!(e.contains(what) && e.contains("Dockerfile:2:"), "{line}: {e}");
@@ -200,9 +269,15 @@ fn copies_as_planned() {
         "FROM base\nARG d=/dst\nWORKDIR /w\nCOPY a .\nCOPY a b ./\nCOPY [\"a b\", \"x\"]\nCOPY --chown=$BASE:2 --chmod=4755 *.c $d/\nADD x.tar /y\nADD --unpack=false x.tar /y\nCOPY a <<f <<\"g\" /h/\n$d\nf\n$d\ng\nCOPY --from=c /q /r\n",
     );
     let c = copies(&p);
-    assert_eq!(c.iter().map(|c| c.dest.as_str()).collect::<Vec<_>>(), ["/w/", "/w/", "/w/x", "/dst/", "/y", "/y", "/h/", "/h/", "/r"]);
+    assert_eq!(
+        c.iter().map(|c| c.dest.as_str()).collect::<Vec<_>>(),
+        ["/w/", "/w/", "/w/x", "/dst/", "/y", "/y", "/h/", "/h/", "/r"]
+    );
     assert_eq!((c[3].chown.as_ref().unwrap().0.as_str(), c[3].chmod), ("1:2", Some(0o4755)));
-    assert_eq!(c.iter().map(|c| c.unpack == Unpack::Archives).collect::<Vec<_>>(), [false, false, false, false, true, false, false, false, false]);
+    assert_eq!(
+        c.iter().map(|c| c.unpack == Unpack::Archives).collect::<Vec<_>>(),
+        [false, false, false, false, true, false, false, false, false]
+    );
     assert_eq!(c[7].from, CopyFrom::Inline(vec![("f".into(), "/dst\n".into()), ("g".into(), "$d\n".into())]));
     assert_eq!(c[8].from, CopyFrom::Stage);
     assert_eq!(end(&p).history.iter().filter(|h| !h.empty_layer).count(), 10);
@@ -242,12 +317,21 @@ fn what_is_not_there_yet_is_refused_by_line_and_name() {
         ("ADD --keep-git-dir y /z", "ADD --keep-git-dir"),
     ] {
         let e = refused(&format!("FROM base\nENV U=http://x\n{line}\n"));
-        assert!(e.contains(&format!("{name}")) && e.contains("not supported yet") && e.contains("Dockerfile:3:"), "{line}: {e}");
+        assert!(
+            e.contains(name) && e.contains("not supported yet") && e.contains("Dockerfile:3:"),
+            "{line}: {e}"
+        );
     }
-    assert!(refused("FROM --platform=linux/s390x base\n").contains("FROM --platform=linux/s390x is not supported yet"));
+    assert!(
+        refused("FROM --platform=linux/s390x base\n")
+            .contains("FROM --platform=linux/s390x is not supported yet")
+    );
     plan("FROM --platform=linux/amd64 base\nRUN --network=default --security=sandbox x\n");
     plan("FROM base\nONBUILD RUN --mount=type=cache,target=/x y\n");
-    assert!(refused("FROM base AS x\nONBUILD RUN --mount=type=cache,target=/x y\nFROM x\n").contains("2:13"), "where it would run");
+    assert!(
+        refused("FROM base AS x\nONBUILD RUN --mount=type=cache,target=/x y\nFROM x\n").contains("2:13"),
+        "where it would run"
+    );
 }
 
 #[test]
@@ -268,8 +352,14 @@ fn triggers_of_bases_run_first_and_reach_further() {
     assert!(build.bases(&have).unwrap().is_empty());
     let plan = build.lower(&have).unwrap();
     let runs = execs(&plan);
-    assert_eq!(runs.iter().map(|r| r.argv.last().unwrap().as_str()).collect::<Vec<_>>(), ["t", "own $Q", "z"]);
-    assert_eq!((env(runs[1], "Q"), runs[1].cwd.as_str(), runs[2].user.0.as_str()), (Some("1"), "/on", "late"));
+    assert_eq!(
+        runs.iter().map(|r| r.argv.last().unwrap().as_str()).collect::<Vec<_>>(),
+        ["t", "own $Q", "z"]
+    );
+    assert_eq!(
+        (env(runs[1], "Q"), runs[1].cwd.as_str(), runs[2].user.0.as_str()),
+        (Some("1"), "/on", "late")
+    );
     assert!(end(&plan).config.config.on_build.is_empty(), "triggers fire once");
     for bad in ["ONBUILD RUN x", "FROM x", "NOPE", "RUN --mount=type=ssh x"] {
         let (image, base) = pinned("bad", |c| c.config.on_build = vec![bad.into()]);
@@ -292,7 +382,13 @@ fn names_of_secrets_warn() {
     let text = "FROM base\nARG API_TOKEN\nENV DB_PASSWORD=x PUBLIC_KEY=y KEYBOARD=z\n";
     let build = Build::new(parse(&SourceText::new("Dockerfile", text)).unwrap(), options()).unwrap();
     let said = build.warnings().to_string();
-    assert!(said.contains("API_TOKEN") && said.contains("DB_PASSWORD") && !said.contains("PUBLIC_KEY") && !said.contains("KEYBOARD"), "{said}");
+    assert!(
+        said.contains("API_TOKEN")
+            && said.contains("DB_PASSWORD")
+            && !said.contains("PUBLIC_KEY")
+            && !said.contains("KEYBOARD"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -22,13 +22,13 @@ const FREE: u64 = 100 << 20;
 
 /// What can be unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Archive {
+pub(crate) enum Archive {
     Tar,
     GzipTar,
 }
 
 /// Looks at the first bytes. Forms that BuildKit would unpack and we cannot are refused by name.
-pub(super) fn detect(from: &mut dyn Read, path: &TreePath) -> Result<Option<Archive>, StepError> {
+pub(crate) fn detect(from: &mut dyn Read, path: &TreePath) -> Result<Option<Archive>, StepError> {
     let head = head(from).map_err(|source| read_error(path, source))?;
     for (magic, name) in [(&b"BZh"[..], "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")] {
         if head.starts_with(magic) {

@@ -28,30 +28,48 @@ fn key_of(rig: &Rig, op: &CopyOp, inputs: &[&Chain], tree: &MemTree, ignore: &st
 fn files_directories_and_patterns() {
     let rig = Rig::new();
     let none = rig.empty();
-    let mut tree = MemTree::with(&[("a.c", "A"), ("b.c", "B"), ("d/x", "X"), ("d/e/y", "Y"), ("build/z", "Z")]);
+    let mut tree =
+        MemTree::with(&[("a.c", "A"), ("b.c", "B"), ("d/x", "X"), ("d/e/y", "Y"), ("build/z", "Z")]);
     tree.file("run", b"R", 0o755);
     tree.link("d/l", "../../etc/passwd");
     tree.link("to-d", "d/e");
     tree.link("out", "/../../etc/hostname");
     tree.dir("empty", 0o700);
-    let copied = |sources: &[&str], dest: &str, ignore: &str| copied(&rig, &copy_op(sources, dest), &[&none], &tree, ignore);
+    let copied = |sources: &[&str], dest: &str, ignore: &str| {
+        copied(&rig, &copy_op(sources, dest), &[&none], &tree, ignore)
+    };
     assert_eq!(copied(&["a.c"], "/n", ""), ["n f 644 0:0 A"]);
     assert_eq!(copied(&["a.c"], "/n/m/", ""), ["n d 755 0:0", "n/m d 755 0:0", "n/m/a.c f 644 0:0 A"]);
     assert_eq!(copied(&["*.c", "run"], "/", ""), ["a.c f 644 0:0 A", "b.c f 644 0:0 B", "run f 755 0:0 R"]);
-    let d = ["o d 755 0:0", "o/e d 755 0:0", "o/e/y f 644 0:0 Y", "o/l l 0 0:0 ../../etc/passwd", "o/x f 644 0:0 X"];
+    let d = [
+        "o d 755 0:0",
+        "o/e d 755 0:0",
+        "o/e/y f 644 0:0 Y",
+        "o/l l 0 0:0 ../../etc/passwd",
+        "o/x f 644 0:0 X",
+    ];
     assert_eq!(copied(&["d"], "/o", ""), d, "a directory is its contents");
     assert_eq!(copied(&["../../d/"], "/o/", ""), d, "a path is clamped at the context");
-    assert_eq!(copied(&["to-d"], "/o", ""), ["o d 755 0:0", "o/y f 644 0:0 Y"], "a link that is named is followed");
+    assert_eq!(
+        copied(&["to-d"], "/o", ""),
+        ["o d 755 0:0", "o/y f 644 0:0 Y"],
+        "a link that is named is followed"
+    );
     assert_eq!(copied(&["to-d/y"], "/o", ""), ["o f 644 0:0 Y"]);
     assert_eq!(copied(&["d/*/y"], "/o", ""), ["o f 644 0:0 Y"]);
     assert_eq!(copied(&["nothing*", "run"], "/o/", "").len(), 2);
     assert_eq!(copied(&["empty"], "/o", ""), ["o d 700 0:0"]);
     assert_eq!(copied(&["."], "/", "*\n!d\nd/l\n").iter().filter(|l| l.contains('f')).count(), 2);
     assert_eq!(copied(&["."], "/", "*\n!d/e/y\n"), ["d d 755 0:0", "d/e d 755 0:0", "d/e/y f 644 0:0 Y"]);
-    let refused = |sources: &[&str], dest: &str, ignore: &str| after(&rig, &copy_op(sources, dest), &[&none], &tree, ignore).unwrap_err();
+    let refused = |sources: &[&str], dest: &str, ignore: &str| {
+        after(&rig, &copy_op(sources, dest), &[&none], &tree, ignore).unwrap_err()
+    };
     assert!(refused(&["nope"], "/", "").contains("\"nope\" is not in the build context"));
     assert!(refused(&["nothing*"], "/", "").contains("no file matches nothing*"));
-    assert!(refused(&["out"], "/", "").contains("not in the build context"), "a link never leaves the context");
+    assert!(
+        refused(&["out"], "/", "").contains("not in the build context"),
+        "a link never leaves the context"
+    );
     assert!(refused(&["d/x"], "/", "d").contains(".dockerignore"));
     assert!(refused(&["*.c"], "/one", "").contains("must end in /"));
     assert!(refused(&["[z"], "/one", "").contains("malformed"));
@@ -84,7 +102,11 @@ fn into_what_is_there() {
     let nested = has(copy_op(&["s"], "/"), &["app d 755 0:0", "app/f f 644 0:0 F", "app/keep f 644 0:0 K"]);
     assert!(nested.iter().any(|l| l.starts_with("etc/passwd")), "what was there stays");
     has(copy_op(&["x"], "/q/r"), &["q d 755 0:0", "q/r f 644 0:0 new"]);
-    let owned = |who: &str| CopyOp { chown: Some(UserSpec(who.into())), chmod: Some(0o600), ..copy_op(&["x"], "/q/r") };
+    let owned = |who: &str| CopyOp {
+        chown: Some(UserSpec(who.into())),
+        chmod: Some(0o600),
+        ..copy_op(&["x"], "/q/r")
+    };
     has(owned("bob"), &["q d 755 7:7", "q/r f 600 7:7 new"]);
     has(owned("bob:g"), &["q/r f 600 7:9 new"]);
     has(owned("3"), &["q/r f 600 3:3 new"]);
@@ -94,14 +116,22 @@ fn into_what_is_there() {
     assert!(fails(owned("eve")).contains("the user \"eve\" is not in /etc/passwd"));
     assert!(fails(copy_op(&["x"], "/real/x/")).contains("/real/x in the image is not a directory"));
     assert!(fails(copy_op(&["x"], "/real/x/y/z")).contains("is not a directory"));
-    assert!(fails(copy_op(&["s/app/f"], "/loop/z")).contains("loop"), "{}", fails(copy_op(&["x"], "/loop/z")));
+    assert!(
+        fails(copy_op(&["s/app/f"], "/loop/z")).contains("loop"),
+        "{}",
+        fails(copy_op(&["x"], "/loop/z"))
+    );
     assert!(fails(copy_op(&["w"], "/")).contains(".wh."));
     let mut tree = MemTree::default();
     tree.file("s/real", b"", 0o644);
     let over = after(&rig, &copy_op(&["s"], "/"), &[&base], &tree, "").unwrap_err();
     assert!(over.contains("cannot replace the directory /real with a file"), "{over}");
     tree = MemTree::with(&[("s/link/z", "")]);
-    assert!(after(&rig, &copy_op(&["s"], "/"), &[&base], &tree, "").unwrap_err().contains("/link in the image is not a directory"));
+    assert!(
+        after(&rig, &copy_op(&["s"], "/"), &[&base], &tree, "")
+            .unwrap_err()
+            .contains("/link in the image is not a directory")
+    );
 }
 
 #[test]
@@ -120,11 +150,17 @@ fn from_another_stage_owners_and_links_are_kept() {
     let op = CopyOp { from: CopyFrom::Stage, ..copy_op(&["/l"], "/n/") };
     let tree = MemTree::default();
     let chain = after(&rig, &op, &[&none, &other], &tree, "a").unwrap();
-    assert_eq!(dump(&rig.store, &chain), ["n d 755 0:0", "n/a f 4711 3:4 A", "n/b f 4711 3:4 A", "n/p p 600 0:0"]);
+    assert_eq!(
+        dump(&rig.store, &chain),
+        ["n d 755 0:0", "n/a f 4711 3:4 A", "n/b f 4711 3:4 A", "n/p p 600 0:0"]
+    );
     let view = rig.store.view(&chain.snapshots).unwrap();
     let link = |p: &str| view.entry(&TreePath::from(p)).unwrap().unwrap().link_id;
     assert!(link("n/a").is_some() && link("n/a") == link("n/b"), "hard links stay hard links");
-    assert_eq!(view.entry(&TreePath::from("n")).unwrap().unwrap().xattrs, [(b"user.note".to_vec(), b"n".to_vec())]);
+    assert_eq!(
+        view.entry(&TreePath::from("n")).unwrap().unwrap().xattrs,
+        [(b"user.note".to_vec(), b"n".to_vec())]
+    );
     let chown = CopyOp { chown: Some(UserSpec("1".into())), ..op };
     assert!(copied(&rig, &chown, &[&none, &other], &tree, "").contains(&"n/a f 4711 1:1 A".to_owned()));
     let mut context = MemTree::default();
@@ -144,7 +180,10 @@ fn inline_files() {
         chmod: None,
         ..copy_op(&[], "/d/")
     };
-    assert_eq!(copied(&rig, &op, &[&rig.empty()], &MemTree::default(), ""), ["d d 755 0:0", "d/f f 644 0:0 F", "d/g f 644 0:0"]);
+    assert_eq!(
+        copied(&rig, &op, &[&rig.empty()], &MemTree::default(), ""),
+        ["d d 755 0:0", "d/f f 644 0:0 F", "d/g f 644 0:0"]
+    );
 }
 
 #[test]
@@ -170,7 +209,11 @@ fn keys_hold_what_matters_and_nothing_else() {
     assert_ne!(same, of(&copy_op(&["s"], "/e"), &tree, ""));
     let a = of(&copy_op(&["s/a"], "/d/"), &tree, "");
     assert_eq!(a, of(&copy_op(&["t/a"], "/d/"), &tree, ""));
-    assert_ne!(a, of(&copy_op(&["s/b"], "/d/"), &MemTree::with(&[("s/b", "A")]), ""), "a file's name is in the result");
+    assert_ne!(
+        a,
+        of(&copy_op(&["s/b"], "/d/"), &MemTree::with(&[("s/b", "A")]), ""),
+        "a file's name is in the result"
+    );
     let bob = |who: &str| CopyOp { chown: Some(UserSpec(who.into())), ..op.clone() };
     assert_eq!(of(&bob("bob"), &tree, ""), of(&bob("7:7"), &tree, ""), "owners count as numbers");
     assert_ne!(of(&bob("8"), &tree, ""), of(&bob("7"), &tree, ""));
@@ -237,15 +280,29 @@ fn archives_are_unpacked_inside() {
         entry(b, "/abs", T::Regular, "", b"A");
         entry(b, "old", T::Regular, "", b"file");
     });
-    let want = ["d d 750 11:12", "d/f f 640 11:12 F", "d/h f 640 11:12 F", "usr/lib/new f 640 11:12 N", "usr/lib/keep f 644 0:0 K",
-        "tmp/x f 640 11:12 in", "up f 640 11:12 U", "abs f 640 11:12 A", "old f 640 11:12 file", "lib l 0 0:0 usr/lib"];
+    let want = [
+        "d d 750 11:12",
+        "d/f f 640 11:12 F",
+        "d/h f 640 11:12 F",
+        "usr/lib/new f 640 11:12 N",
+        "usr/lib/keep f 644 0:0 K",
+        "tmp/x f 640 11:12 in",
+        "up f 640 11:12 U",
+        "abs f 640 11:12 A",
+        "old f 640 11:12 file",
+        "lib l 0 0:0 usr/lib",
+    ];
     for form in [bytes.clone(), gzip(&bytes)] {
         let got = add(&rig, &base, &form, "/").unwrap();
         want.iter().for_each(|w| assert!(got.iter().any(|g| g == w), "{w}\n{got:#?}"));
     }
     assert!(!std::path::Path::new("/tmp/x").exists());
     let got = add(&rig, &rig.empty(), &bytes, "/n").unwrap();
-    assert!(got.contains(&"n/d/f f 640 11:12 F".to_owned()) && got.contains(&"n/lib/new f 640 11:12 N".to_owned()), "{got:#?}");
+    assert!(
+        got.contains(&"n/d/f f 640 11:12 F".to_owned())
+            && got.contains(&"n/lib/new f 640 11:12 N".to_owned()),
+        "{got:#?}"
+    );
     // What is no archive is a file.
     assert_eq!(add(&rig, &rig.empty(), b"text", "/t/").unwrap(), ["t d 755 0:0", "t/a.tar f 644 0:0 text"]);
     assert_eq!(add(&rig, &rig.empty(), &[0; 2048], "/t").unwrap().len(), 1);
@@ -275,15 +332,21 @@ fn hostile_archives_are_refused() {
         (b"BZh91AY".to_vec(), "bzip2"),
         (b"\xfd7zXZ\0....".to_vec(), "xz"),
         (b"\x28\xb5\x2f\xfd....".to_vec(), "zstd"),
-        (tar(|b| entry(b, "f", T::Regular, "", &[7; 4096]))[..2048].to_vec(), "unpack"),
-        (tar(|b| {
-            entry(b, "l", T::Symlink, "l", b"");
-            entry(b, "l/x", T::Regular, "", b"");
-        }), "too many symbolic links"),
-        (tar(|b| {
-            entry(b, "etc", T::Regular, "", b"");
-            entry(b, "etc", T::Directory, "", b"");
-        }), "is not a directory"),
+        (tar(|b| entry(b, "f", T::Regular, "", &[7; 4096]))[..2048].to_vec(), "1536 bytes instead of 4096"),
+        (
+            tar(|b| {
+                entry(b, "l", T::Symlink, "l", b"");
+                entry(b, "l/x", T::Regular, "", b"");
+            }),
+            "too many symbolic links",
+        ),
+        (
+            tar(|b| {
+                entry(b, "etc", T::Regular, "", b"");
+                entry(b, "etc", T::Directory, "", b"");
+            }),
+            "use two steps",
+        ),
     ] {
         let e = add(&rig, &base, &bytes, "/").unwrap_err();
         assert!(e.contains(what), "{what}: {e}");
@@ -303,7 +366,16 @@ fn hostile_archives_are_refused() {
     let mut writer = Writer::new(upper.root().unwrap(), rig.store.view(&[]).unwrap(), None);
     let from = Box::new(std::io::Cursor::new(bytes));
     let at = TreePath::from("a");
-    let e = archive::unpack_with(archive::Archive::GzipTar, from, &mut writer, &TreePath::root(), None, &at, limits).unwrap_err();
+    let e = archive::unpack_with(
+        archive::Archive::GzipTar,
+        from,
+        &mut writer,
+        &TreePath::root(),
+        None,
+        &at,
+        limits,
+    )
+    .unwrap_err();
     assert!(e.to_string().contains("more than is allowed"), "{e}");
 }
 

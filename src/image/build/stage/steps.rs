@@ -103,7 +103,13 @@ impl Lower<'_> {
         out.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
     }
 
-    pub(super) fn transfer(&mut self, state: &mut State, step: &Step<'_>, t: &Transfer, unpack: Unpack) -> Planned<()> {
+    pub(super) fn transfer(
+        &mut self,
+        state: &mut State,
+        step: &Step<'_>,
+        t: &Transfer,
+        unpack: Unpack,
+    ) -> Planned<()> {
         let name = step.located.instruction.kind.name();
         let sources = t.sources.iter().map(|s| self.value(state, step, s)).collect::<Planned<Vec<_>>>()?;
         if let Some((source, word)) =

@@ -1,0 +1,303 @@
+//! Steps that are not copies, and whole images, on a real store.
+
+use crate::testing::{Rig, dump, out, put};
+use crate::{KeyContext, assemble, base, import, key, mkdir, user};
+use keelway_dockerfile::Ignore;
+use keelway_model::oci::{Descriptor, History, ImageConfig, Index, Manifest, media};
+use keelway_model::plan::{AssembleOp, BaseOp, Chain, ExecOp, MkdirOp, Network, UserSpec};
+use keelway_model::{Digest, ImageRef, KeyPart, Limits, Op, Platform, Timestamp};
+use std::path::Path;
+
+fn key_of(rig: &Rig, op: Op, below: &Chain) -> keelway_model::CacheKey {
+    let tree = crate::testing::MemTree::default();
+    let cx = KeyContext { store: &rig.store, context: &tree, ignore: &Ignore::default() };
+    key(&op, &[out(below)], &cx).unwrap().unwrap()
+}
+
+#[test]
+fn working_directories() {
+    let rig = Rig::new();
+    let base = rig.on(&[], |r| {
+        put(r, "etc/passwd", "bob:x:7:8::/h:/b\n");
+        put(r, "srv/x", "");
+        r.symlink(b"../../srv", b"l").unwrap();
+        r.symlink(b"/proc/1/root", b"evil").unwrap();
+    });
+    let made = |path: &str, who: &str| {
+        let op = MkdirOp { path: path.into(), user: UserSpec(who.into()), identity: Digest::of(b"") };
+        let key = key_of(&rig, Op::Mkdir(op.clone()), &base);
+        let upper = mkdir::run(&op, &[out(&base)], &rig.store).map_err(|e| e.to_string())?;
+        let chain = crate::extend(&base, upper, &key).unwrap();
+        let lines = dump(&rig.store, &chain);
+        let fresh: Vec<String> = lines.into_iter().filter(|l| !dump(&rig.store, &base).contains(l)).collect();
+        Ok::<_, String>((fresh, rig.store.snapshot_is_empty(chain.snapshots.last().unwrap()).unwrap()))
+    };
+    assert_eq!(made("/a/b", "bob").unwrap(), (vec!["a d 755 7:8".into(), "a/b d 755 7:8".into()], false));
+    assert_eq!(
+        made("/srv", "bob").unwrap(),
+        (vec![], true),
+        "what is there stays as it is, in an empty layer"
+    );
+    assert_eq!(made("/l/n", "").unwrap().0, ["srv/n d 755 0:0"]);
+    assert_eq!(
+        made("/evil/x", "").unwrap().0.last().unwrap(),
+        "proc/1/root/x d 755 0:0",
+        "links stay inside"
+    );
+    assert!(made("/srv/x/y", "").unwrap_err().contains("/srv/x in the image is not a directory"));
+    assert!(made("/q", "eve").unwrap_err().contains("eve"));
+}
+
+#[test]
+fn users() {
+    let rig = Rig::new();
+    let with = |passwd: &str, group: &str| {
+        let chain = rig.on(&[], |r| {
+            put(r, "etc/passwd", passwd);
+            put(r, "etc/group", group);
+        });
+        rig.store.view(&chain.snapshots).unwrap()
+    };
+    let view = with(
+        "root:x:0:0:r:/root:/bin/sh\nbad line\nbob:x:7:8::/home/bob:/b\nbig:x:4294967296:0::/:/b\nneg:x:-1:0::/:/b\nrel:x:9:9::rel:/b\n",
+        "root:x:0:bob\ng:x:20:bob,eve\nh:x:10:eve,bob\nbob:x:8:bob\n",
+    );
+    let get = |spec: &str| user::resolve(&view, &UserSpec(spec.into())).map_err(|e| e.to_string());
+    let all = |u: user::User| (u.uid, u.gid, u.groups, u.home);
+    assert_eq!(get("").map(all).unwrap(), (0, 0, vec![], Some("/root".into())));
+    assert_eq!(get("bob").map(all).unwrap(), (7, 8, vec![0, 10, 20], Some("/home/bob".into())));
+    assert_eq!(get("7").map(all).unwrap(), (7, 8, vec![0, 10, 20], Some("/home/bob".into())));
+    assert_eq!(get("bob:g").map(all).unwrap(), (7, 20, vec![], Some("/home/bob".into())));
+    assert_eq!(get("55").map(all).unwrap(), (55, 0, vec![], None));
+    assert_eq!(get("55:66").map(all).unwrap(), (55, 66, vec![], None));
+    assert_eq!(get("rel").map(all).unwrap().3, None);
+    for bad in [
+        "4294967296",
+        "-1",
+        "2147483648",
+        "0x0",
+        "big",
+        "neg",
+        "eve",
+        "bob:eve",
+        "bob:-1",
+        "a:b:c",
+        "a b",
+        "+5",
+        "99999999999999999999",
+    ] {
+        assert!(get(bad).is_err(), "{bad}");
+    }
+    // Hostile files: a link out, a FIFO, a file that is far too long.
+    let outside = rig.on(&[], |r| {
+        r.mkdir(b"etc", 0o755).unwrap();
+        r.symlink(b"../../../../etc/passwd", b"etc/passwd").unwrap();
+    });
+    let view = rig.store.view(&outside.snapshots).unwrap();
+    let loops = user::resolve(&view, &UserSpec("root".into()));
+    assert!(loops.is_err(), "the machine's own file is never read: {loops:?}");
+    let fifo = rig.on(&[], |r| {
+        r.mkdir(b"etc", 0o755).unwrap();
+        r.mknod(b"etc/passwd", keelway_disk::NodeKind::Fifo, 0o644).unwrap();
+    });
+    let view = rig.store.view(&fifo.snapshots).unwrap();
+    assert!(
+        user::resolve(&view, &UserSpec("root".into()))
+            .unwrap_err()
+            .to_string()
+            .contains("not a regular file")
+    );
+    let sparse = rig.on(&[], |r| {
+        r.mkdir(b"etc", 0o755).unwrap();
+        r.create_file(b"etc/passwd", 0o644).unwrap().set_len(100 << 30).unwrap();
+    });
+    let view = rig.store.view(&sparse.snapshots).unwrap();
+    assert!(user::resolve(&view, &UserSpec("1".into())).unwrap_err().to_string().contains("at most"));
+    let bare = rig.store.view(&[]).unwrap();
+    assert_eq!(user::resolve(&bare, &UserSpec("5:6".into())).unwrap().gid, 6, "numbers need no files");
+}
+
+fn exec() -> ExecOp {
+    ExecOp {
+        argv: vec!["a".into(), "b".into()],
+        env: vec![("X".into(), "1".into()), ("Y".into(), "2".into())],
+        unkeyed_env: vec![],
+        cwd: "/".into(),
+        user: UserSpec::default(),
+        network: Network::Host,
+        scripts: vec![],
+        limits: Limits::default(),
+        identity: Digest::of(b"id"),
+    }
+}
+
+#[test]
+fn keys_of_runs_name_what_changed() {
+    let rig = Rig::new();
+    let base = rig.empty();
+    let first = key_of(&rig, Op::Exec(exec()), &base);
+    let why = |change: fn(&mut ExecOp)| {
+        let mut op = exec();
+        change(&mut op);
+        let key = key_of(&rig, Op::Exec(op), &base);
+        if key.digest == first.digest {
+            "same".to_owned()
+        } else {
+            key.explain(Some(&first.parts)).to_string()
+        }
+    };
+    assert_eq!(why(|_| ()), "same");
+    assert_eq!(why(|o| o.argv = vec!["ab".into()]), "command changed");
+    assert_eq!(why(|o| o.argv = vec!["a b".into()]), "command changed");
+    assert_eq!(why(|o| o.scripts = vec![("/dev/pipes/x".into(), "y".into())]), "command changed");
+    assert_eq!(why(|o| o.env[0].1 = "3".into()), "environment changed");
+    assert_eq!(why(|o| o.env.reverse()), "same");
+    assert_eq!(why(|o| o.cwd = "/x".into()), "settings changed");
+    assert_eq!(why(|o| o.user = UserSpec("1".into())), "settings changed");
+    assert_eq!(why(|o| o.network = Network::None), "settings changed");
+    assert_eq!(why(|o| o.limits.pids = Some(5)), "same");
+    assert_eq!(why(|o| o.unkeyed_env = vec![("http_proxy".into(), "p".into())]), "same");
+    assert_eq!(why(|o| o.identity = Digest::of(b"other")), "same");
+    let other = Chain { snapshots: vec![], key: Digest::of(b"other") };
+    assert_eq!(
+        key_of(&rig, Op::Exec(exec()), &other).explain(Some(&first.parts)).to_string(),
+        "base changed"
+    );
+    assert_eq!(
+        first.parts.iter().map(|(p, _)| *p).collect::<Vec<_>>(),
+        [KeyPart::Base, KeyPart::Command, KeyPart::Environment, KeyPart::Settings]
+    );
+}
+
+fn line(text: &str, empty_layer: bool) -> History {
+    History { created_by: Some(text.into()), empty_layer, ..History::default() }
+}
+
+/// An image of one layer with a file, and one step that wrote nothing.
+fn image(rig: &Rig) -> keelway_model::plan::ImageOutput {
+    let one = rig.on(&[], |r| put(r, "f", "F"));
+    let two = rig.on(&[&one], |_| ());
+    let op = AssembleOp {
+        config: Box::new(ImageConfig::scratch("linux/amd64".parse().unwrap())),
+        base: None,
+        history: vec![line("COPY f /", false), line("ENV a=b", true), line("RUN true", false)],
+    };
+    assemble(&rig.store, &op, &two, Timestamp(1_700_000_000_123)).unwrap()
+}
+
+#[test]
+fn images_are_the_same_everywhere() {
+    let (one, two) = (Rig::new(), Rig::new());
+    let image = image(&one);
+    assert_eq!(image.manifest, self::image(&two).manifest, "two stores, one digest");
+    let manifest: Manifest =
+        serde_json::from_slice(&one.store.read_blob(&image.manifest.digest, 1 << 20).unwrap()).unwrap();
+    let config: ImageConfig =
+        serde_json::from_slice(&one.store.read_blob(&manifest.config.digest, 1 << 20).unwrap()).unwrap();
+    assert_eq!((manifest.layers.len(), config.rootfs.diff_ids.len(), config.history.len()), (2, 2, 3));
+    assert_eq!(config.created.as_deref(), Some("2023-11-14T22:13:20Z"));
+    assert!(config.history.iter().all(|h| h.created == config.created));
+    assert!(
+        manifest.layers.iter().all(|l| one.store.has_blob(&l.digest) && l.media_type == media::LAYER_GZIP)
+    );
+    // Standing on it: its layers are taken over as they are, and its history goes on.
+    let op =
+        BaseOp { reference: None, manifest: Some(image.manifest.clone()), config: Box::new(config.clone()) };
+    let chain = base::unpack(&one.store, &op).unwrap();
+    assert_eq!(dump(&one.store, &chain), ["f f 644 0:0 F"]);
+    assert_eq!(chain.key, base::chain_key(&config.rootfs.diff_ids));
+    let more = one.on(&[&chain], |r| put(r, "g", "G"));
+    let assemble_op = AssembleOp {
+        config: Box::new(config),
+        base: Some(image.manifest),
+        history: vec![line("RUN g", false)],
+    };
+    let second = assemble(&one.store, &assemble_op, &more, Timestamp(0)).unwrap();
+    let next: Manifest =
+        serde_json::from_slice(&one.store.read_blob(&second.manifest.digest, 1 << 20).unwrap()).unwrap();
+    assert_eq!(next.layers[..2], manifest.layers[..]);
+    let next: ImageConfig =
+        serde_json::from_slice(&one.store.read_blob(&next.config.digest, 1 << 20).unwrap()).unwrap();
+    let times: Vec<_> = next.history.iter().map(|h| h.created.as_deref().unwrap()).collect();
+    assert_eq!(
+        times,
+        ["2023-11-14T22:13:20Z"; 3].into_iter().chain(["1970-01-01T00:00:00Z"]).collect::<Vec<_>>()
+    );
+    let wrong = AssembleOp { history: vec![], ..assemble_op };
+    assert!(assemble(&one.store, &wrong, &more, Timestamp(0)).is_err(), "history and layers must agree");
+}
+
+/// Writes an image of `rig` as an OCI layout.
+fn layout(rig: &Rig, image: &Descriptor, dir: &Path, tag: &str) {
+    let blobs = dir.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let put = |d: &Digest| {
+        let bytes = rig.store.read_blob(d, 1 << 20).unwrap();
+        std::fs::write(blobs.join(d.hex()), &bytes).unwrap();
+        bytes
+    };
+    let manifest: Manifest = serde_json::from_slice(&put(&image.digest)).unwrap();
+    put(&manifest.config.digest);
+    manifest.layers.iter().for_each(|l| _ = put(&l.digest));
+    let mut named = image.clone();
+    named.annotations.insert("org.opencontainers.image.ref.name".into(), tag.into());
+    let index = Index {
+        schema_version: 2,
+        media_type: None,
+        manifests: vec![named],
+        annotations: Default::default(),
+        extra: Default::default(),
+    };
+    std::fs::write(dir.join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
+}
+
+#[test]
+fn layouts_are_imported_when_they_are_sound() {
+    let from = Rig::new();
+    let image = image(&from);
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    layout(&from, &image.manifest, dir.path(), "v1");
+    let name: ImageRef = "local/base:1".parse().unwrap();
+    let platform: Platform = "linux/amd64".parse().unwrap();
+    let import = |select: Option<&str>, platform: &Platform| {
+        let to = Rig::new();
+        let result =
+            import::oci_layout(&to.store, dir.path(), select, &name, platform).map_err(|e| e.to_string());
+        assert_eq!(
+            to.store.reference(&name).unwrap(),
+            result.clone().ok(),
+            "named when sound, and only then"
+        );
+        result
+    };
+    assert_eq!(import(None, &platform).unwrap().digest, image.manifest.digest);
+    assert_eq!(import(Some("v1"), &platform).unwrap().digest, image.manifest.digest);
+    assert_eq!(
+        import(Some(&image.manifest.digest.to_string()), &platform).unwrap().digest,
+        image.manifest.digest
+    );
+    assert!(import(Some("v2"), &platform).unwrap_err().contains("holds no image \"v2\""));
+    assert!(
+        import(None, &"linux/arm64".parse().unwrap()).unwrap_err().contains("the image is for linux/amd64")
+    );
+    // One changed byte, one missing byte, a link out of the layout.
+    let manifest: Manifest =
+        serde_json::from_slice(&from.store.read_blob(&image.manifest.digest, 1 << 20).unwrap()).unwrap();
+    let blob = dir.path().join("blobs/sha256").join(manifest.layers[0].digest.hex());
+    let good = std::fs::read(&blob).unwrap();
+    let mut bad = good.clone();
+    bad[20] ^= 1;
+    for bytes in [&bad[..], &good[..good.len() - 1], &[&good[..], b"x"].concat()] {
+        std::fs::write(&blob, bytes).unwrap();
+        assert!(import(None, &platform).unwrap_err().contains("does not match its digest"));
+    }
+    std::fs::remove_file(&blob).unwrap();
+    let outside = dir.path().with_extension("outside");
+    std::fs::write(&outside, &good).unwrap();
+    std::os::unix::fs::symlink(&outside, &blob).unwrap();
+    let e = import(None, &platform);
+    std::fs::remove_file(&outside).unwrap();
+    assert!(e.unwrap_err().contains("cannot read"), "a link in a layout does not lead out");
+    std::fs::write(dir.path().join("index.json"), b"{").unwrap();
+    assert!(import(None, &platform).unwrap_err().contains("malformed"));
+}
