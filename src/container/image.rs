@@ -31,7 +31,7 @@ pub enum ImageError {
         digest: Digest,
         /// The cause.
         #[source]
-        source: UnpackError,
+        source: Box<UnpackError>,
     },
     /// Its documents make no sense.
     #[error("image {digest} is malformed: {problem}; build and push it again")]
@@ -47,9 +47,9 @@ pub enum ImageError {
         /// The manifest.
         digest: Digest,
         /// What it is for.
-        image: Platform,
+        image: Box<Platform>,
         /// What this is.
-        machine: Platform,
+        machine: Box<Platform>,
     },
 }
 
@@ -78,12 +78,16 @@ impl Image {
         let (manifest, config) = Self::documents(store, digest)?;
         let machine = Platform::host();
         if !machine.accepts(&config.platform) {
-            return Err(ImageError::Platform { digest, image: config.platform, machine });
+            return Err(ImageError::Platform {
+                digest,
+                image: Box::new(config.platform),
+                machine: Box::new(machine),
+            });
         }
         let layers = manifest.layers.iter().zip(&config.rootfs.diff_ids);
         let chain = layers.map(|(layer, diff_id)| store.unpack(layer, diff_id));
         let chain: Result<Vec<SnapshotId>, UnpackError> = chain.collect();
-        let chain = chain.map_err(|source| ImageError::Unpack { digest, source })?;
+        let chain = chain.map_err(|source| ImageError::Unpack { digest, source: Box::new(source) })?;
         Ok(Self { digest, config, chain })
     }
 }

@@ -15,7 +15,7 @@ pub mod pool;
 pub mod proxy;
 
 use crate::settings::BalancerSettings;
-use crate::{files, wire};
+use crate::{files, process, wire};
 use control::Control;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -99,7 +99,9 @@ impl BalancerSettings {
 
 /// Runs until SIGTERM, making its own runtime. The caller has not started one.
 pub fn run(settings: BalancerSettings) -> ExitCode {
-    let done = crate::process::runtime("balancer").and_then(|runtime| {
+    process::detach();
+    process::allow_many_files();
+    let done = process::runtime("balancer").and_then(|runtime| {
         let done = runtime.block_on(balance(settings));
         runtime.shutdown_timeout(Duration::from_secs(1));
         done.map_err(|e| io::Error::other(e.to_string()))
@@ -136,7 +138,7 @@ async fn balance(settings: BalancerSettings) -> Result<(), BalancerError> {
     tokio::select! {
         () = accept(listener, proxy, Arc::clone(&room), on_end) => {}
         () = checks::run(Arc::clone(&pool)) => {}
-        ended = control.run(socket) => ended.map_err(failed("the control socket"))?,
+        () = control.run(socket) => {}
         _ = end.recv() => {}
     }
     // The listener is closed; connections finish what they have, and are told to close.

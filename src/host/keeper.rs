@@ -98,7 +98,7 @@ pub async fn keep(settings: &Settings, app: &AppName, replica: ReplicaId) -> Res
     };
     tokio::select! {
         () = life => {}
-        ended = listen(listener, room, seen, stop) => ended.map_err(failed("the socket"))?,
+        () = listen(listener, room, seen, stop) => {}
     }
     let end = status.borrow().clone();
     files.save_end(&end).map_err(failed("cannot write how the replica ended"))
@@ -145,10 +145,10 @@ async fn listen(
     room: Arc<Semaphore>,
     status: watch::Receiver<Status>,
     stop: mpsc::Sender<Stop>,
-) -> io::Result<()> {
+) {
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return Ok(()) };
-        let stream = wire::accept(&listener).await?;
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let stream = wire::accept(&listener).await;
         let (status, stop) = (status.clone(), stop.clone());
         tokio::spawn(async move {
             if let Err(error) = talk(stream, status, stop).await {

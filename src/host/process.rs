@@ -23,6 +23,17 @@ pub fn detach() {
     let _ = nix::unistd::setsid();
 }
 
+/// Raises the bound on open files as far as we may: each connection of a balancer takes two.
+pub fn allow_many_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, soft, "cannot raise the bound on open files");
+    }
+}
+
 /// Starts this binary with `verb`, its input empty, what it says appended to the file `diary`. It is not
 /// bound to us: it calls [`detach`] first. Its end is awaited by the runtime, so that it leaves no zombie.
 pub fn spawn(verb: &str, args: Vec<OsString>, diary: &Path) -> io::Result<()> {

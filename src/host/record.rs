@@ -96,6 +96,13 @@ impl ReplicaFiles {
     pub fn load_end(&self) -> Option<Status> {
         files::load(&self.dir.join(END)).ok().flatten()
     }
+    /// Before another keeper is started.
+    pub fn forget_end(&self) -> io::Result<()> {
+        match std::fs::remove_file(self.dir.join(END)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
     /// Written by its keeper, last of all.
     pub fn save_end(&self, status: &Status) -> io::Result<()> {
         files::save(&self.dir, END, status)

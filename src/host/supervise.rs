@@ -144,22 +144,18 @@ async fn supervise(settings: Settings) -> Result<(), SuperviseError> {
     let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(failed("cannot wait for signals"))?;
     tokio::select! {
-        ended = listen(listener, supervisor, retire) => ended.map_err(failed("the socket"))?,
+        () = listen(listener, supervisor, retire) => {}
         _ = retired.changed() => {}
         _ = end.recv() => {}
     }
     Ok(())
 }
 
-async fn listen(
-    listener: UnixListener,
-    supervisor: Arc<Supervisor>,
-    retire: watch::Sender<bool>,
-) -> io::Result<()> {
+async fn listen(listener: UnixListener, supervisor: Arc<Supervisor>, retire: watch::Sender<bool>) {
     let room = Arc::new(Semaphore::new(MAX_PEERS));
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return Ok(()) };
-        let stream = wire::accept(&listener).await?;
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let stream = wire::accept(&listener).await;
         let (supervisor, retire) = (Arc::clone(&supervisor), retire.clone());
         tokio::spawn(async move {
             if let Err(error) = talk(stream, supervisor, retire).await {

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
 /// Why a call did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -60,16 +63,23 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Accepts the next peer that may talk to us.
-pub async fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
+/// Accepts the next peer that may talk to us. A failing accept (no descriptors, no memory) is tried again:
+/// our processes do not end because of it.
+pub async fn accept(listener: &UnixListener) -> UnixStream {
     loop {
-        let (stream, _) = listener.accept().await?;
-        let uid = stream.peer_cred()?.uid();
-        if uid == 0 || uid == nix::unistd::geteuid().as_raw() {
-            return Ok(stream);
+        match listener.accept().await {
+            Ok((stream, _)) if stream.peer_cred().is_ok_and(|c| is_ours(c.uid())) => return stream,
+            Ok(_) => tracing::warn!("a stranger on our socket was turned away"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
-        tracing::warn!(uid, "a stranger on our socket was turned away");
     }
+}
+
+fn is_ours(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
 /// One request, one answer, on a connection of its own.

@@ -136,13 +136,13 @@ impl Control {
     }
 
     /// Answers peers until it is told to end.
-    pub async fn run(self: Arc<Self>, listener: UnixListener) -> io::Result<()> {
+    pub async fn run(self: Arc<Self>, listener: UnixListener) {
         let room = Arc::new(Semaphore::new(MAX_CONTROL));
         loop {
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return Ok(()) };
+            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
             let stream = tokio::select! {
-                stream = wire::accept(&listener) => stream?,
-                () = self.end.notified() => return Ok(()),
+                stream = wire::accept(&listener) => stream,
+                () = self.end.notified() => return,
             };
             let this = Arc::clone(&self);
             tokio::spawn(async move {

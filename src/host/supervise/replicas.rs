@@ -53,6 +53,8 @@ struct Inner {
     /// Whether a keeper of it has ever answered us.
     seen: bool,
     gone: bool,
+    /// Whether this supervisor was ordered to stop it, and passes the order on with its own grace.
+    ordered: bool,
     /// Keepers that were started because one had ended.
     again: u32,
 }
@@ -67,7 +69,15 @@ struct Starts {
 impl Replica {
     pub fn new(id: ReplicaId, files: ReplicaFiles, record: ReplicaRecord) -> Self {
         let status = files.load_end().unwrap_or_default();
-        let inner = Inner { want: record.want, status, kept: false, seen: false, gone: false, again: 0 };
+        let inner = Inner {
+            want: record.want,
+            status,
+            kept: false,
+            seen: false,
+            gone: false,
+            ordered: false,
+            again: 0,
+        };
         let (slot, spec) = (record.slot, record.spec);
         let inner = Mutex::new(inner);
         let (looking, changing, look) = Default::default();
@@ -145,11 +155,10 @@ impl Supervisor {
         } else if !replica.is_kept() {
             let end = replica.files.load_end();
             let mut inner = replica.inner();
-            if inner.kept {
-                inner.status = end.unwrap_or_else(|| Status {
-                    ended: Some("its keeper was killed".into()),
-                    ..inner.status.clone()
-                });
+            match end {
+                Some(end) => inner.status = end,
+                None if inner.kept => inner.status.ended = Some("its keeper was killed".into()),
+                None => {}
             }
             inner.kept = false;
         }
@@ -161,9 +170,9 @@ impl Supervisor {
         tokio::spawn(async move {
             while !replica.inner().gone {
                 this.refresh(&replica).await;
-                let (want, kept, state) = {
+                let (want, kept, state, ordered) = {
                     let inner = replica.inner();
-                    (inner.want, inner.kept, inner.status.state)
+                    (inner.want, inner.kept, inner.status.state, inner.ordered)
                 };
                 match (want, kept) {
                     (Want::Running, false) => {
@@ -172,7 +181,9 @@ impl Supervisor {
                         }
                     }
                     // Told so by a supervisor that died before it passed it on.
-                    (Want::Stopped, true) if !matches!(state, State::Stopping | State::Stopped) => {
+                    (Want::Stopped, true)
+                        if !ordered && !matches!(state, State::Stopping | State::Stopped) =>
+                    {
                         let _ = this.ask(&replica, Ask::Stop { grace: replica.spec.stop_grace }).await;
                     }
                     _ => {}
@@ -202,6 +213,9 @@ impl Supervisor {
         starts.next = Some(now + starts.backoff.after(ran));
         starts.last = Some(now);
         self.ensure_network(replica.slot).await.map_err(|e| net(&e))?;
+        // How the last keeper left it is no news of the next one.
+        replica.files.forget_end().map_err(|e| disk(&e, "start a keeper"))?;
+        replica.inner().status.ended = None;
         let args = SuperviseSettings {
             settings: self.settings.clone(),
             role: Role::Keeper { app: app.name.clone(), replica: replica.id },
@@ -284,6 +298,13 @@ impl Supervisor {
 
     /// Stops a replica and waits for its end.
     pub(super) async fn stop_replica(&self, replica: &Replica, grace: Duration) -> Result<(), Refusal> {
+        replica.inner().ordered = true;
+        let stopped = self.pass_stop(replica, grace).await;
+        replica.inner().ordered = false;
+        stopped
+    }
+
+    async fn pass_stop(&self, replica: &Replica, grace: Duration) -> Result<(), Refusal> {
         replica.save(Want::Stopped)?;
         // A keeper that is being started is waited for, so that it hears the order.
         drop(replica.changing.lock().await);

@@ -3,6 +3,8 @@
 //! The binary is the test and, by its first argument, each of those processes. The tests run in a pid, net
 //! and mount namespace of their own, so that nothing of them outlives them, whatever happens.
 
+#![allow(clippy::unwrap_used, reason = "clippy does not see that a test with a main of its own is one")]
+
 #[path = "live/backend.rs"]
 mod backend;
 #[path = "live/balancing.rs"]
@@ -81,6 +83,7 @@ fn tests() -> ExitCode {
         Trial::test("a_sick_backend_gets_nothing", || run(balancing::sick_backend)),
         Trial::test("life_of_a_replica", || run(replicas::life)),
         Trial::test("whoever_is_killed_comes_back", || run(replicas::kills)),
+        Trial::test("stubborn_broken_and_missing", || run(replicas::stubborn)),
         Trial::test("late_orders_are_refused", || run(replicas::fencing)),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()

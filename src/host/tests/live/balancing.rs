@@ -161,7 +161,6 @@ fn swaps(name: &str, port: u16, drain: bool) -> (Vec<String>, Vec<String>, Vec<S
     let mut balancer = Balancer::start(name, port);
     let dir = scratch(name);
     let log = |n: u32| -> PathBuf { dir.join(format!("backend-{n}")) };
-    let mut next = 2;
     let mut living: Vec<(u32, Backend)> = (0..2).map(|n| (n, Backend::start(&log(n)))).collect();
     let active = |living: &[(u32, Backend)]| {
         living.iter().map(|(n, b)| (*n, b.address, BackendState::Active)).collect::<Vec<_>>()
@@ -170,13 +169,12 @@ fn swaps(name: &str, port: u16, drain: bool) -> (Vec<String>, Vec<String>, Vec<S
     let load = Load::start(balancer.at());
     let mut logged = Vec::new();
     let mut busy = 0;
-    for swap in 0..SWAPS {
+    for (next, swap) in (2..).zip(0..SWAPS) {
         // Spread over the load.
         let goal = u32::try_from((swap + 1) * (ENOUGH + 400) / (SWAPS + 1)).unwrap();
         wait_for("enough requests", || load.sent.load(Ordering::SeqCst) >= goal);
         let (old, mut backend) = living.remove(0);
         living.push((next, Backend::start(&log(next))));
-        next += 1;
         let mut pool = active(&living);
         if drain {
             pool.push((old, backend.address, BackendState::Draining));

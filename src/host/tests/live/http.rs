@@ -1,6 +1,6 @@
 //! A blocking HTTP/1.1 of a few lines, independent of the one under test.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 

@@ -40,6 +40,10 @@ pub fn reap(scratch: &Path) {
 
 /// A small image with busybox's httpd, put into a host's store.
 fn image(root: &Path) -> PushedDigest {
+    image_of(root, &["/bin/busybox", "httpd", "-f", "-vv", "-p", "8080", "-h", "/www"])
+}
+
+fn image_of(root: &Path, argv: &[&str]) -> PushedDigest {
     let store = Store::open(&root.join("store"), Arc::new(SystemClock)).unwrap();
     let upper = store.begin().unwrap();
     for dir in ["bin", "www", "tmp"] {
@@ -50,8 +54,7 @@ fn image(root: &Path) -> PushedDigest {
     let layer = store.layer_of(&upper.freeze().unwrap(), Compression::None).unwrap();
     let mut config = ImageConfig::scratch(Platform::host());
     config.rootfs.diff_ids = vec![layer.diff_id];
-    let argv = ["/bin/busybox", "httpd", "-f", "-vv", "-p", "8080", "-h", "/www"];
-    config.config.entrypoint = Some(argv.map(str::to_owned).to_vec());
+    config.config.entrypoint = Some(argv.iter().map(|a| (*a).to_owned()).collect());
     let config = serde_json::to_vec(&config).unwrap();
     let manifest = Manifest {
         schema_version: 2,
@@ -324,7 +327,7 @@ pub fn life() {
         assert_eq!(get(from, &format!("{address}:8080")), "None", "around the port, from {from}");
     }
 
-    s.pool(2, &[second.clone()]);
+    s.pool(2, std::slice::from_ref(&second));
     s.ok(Order::StopReplica { fence: s.fence(), replica: id("r1-0"), grace_ms: 5000 });
     let stopped = s.replica(id("r1-0"));
     assert_eq!((stopped.state, stopped.pid), (ReplicaState::Stopped, None), "{stopped:?}");
@@ -407,6 +410,43 @@ pub fn kills() {
     wait_for("the balancer", || once(balancer, "/healthz") == Some(200));
     for r in ["r1-0", "r1-1"] {
         s.end(id(r));
+    }
+    nothing_left(&settings);
+}
+
+pub fn stubborn() {
+    let settings = settings("stubborn");
+    let shell = |script| image_of(&settings.root, &["/bin/busybox", "sh", "-c", script]);
+    // The applets have no names of their own in the image.
+    let deaf = shell("trap '' TERM; echo deaf; while :; do /bin/busybox sleep 1; done");
+    let broken = shell("echo \"boom in $(/bin/busybox hostname), $GREETING\"; exit 3");
+    let unfit = shell("true");
+    let mut s = Session::open(&settings);
+    s.set_up(8093, vec![]);
+
+    let report = s.start(id("r1-0"), &spec(&deaf));
+    assert_eq!(report.state, ReplicaState::Starting, "{report:?}");
+    s.until(id("r1-0"), "its first word", |r| r.log == ["deaf"]);
+    let told = Instant::now();
+    s.ok(Order::StopReplica { fence: s.fence(), replica: id("r1-0"), grace_ms: 700 });
+    let took = told.elapsed();
+    assert!(took >= Duration::from_millis(700) && took < Duration::from_millis(1700), "{took:?}");
+    let ended = s.replica(id("r1-0")).ended.unwrap_or_default();
+    assert!(ended.contains("after 700ms of grace"), "{ended}");
+
+    s.start(id("r1-1"), &spec(&broken));
+    let report = s.until(id("r1-1"), "two restarts", |r| r.restarts >= 2);
+    assert_eq!(report.ended.as_deref(), Some("exit code 3"));
+    assert_eq!(report.log.first().map(String::as_str), Some("boom in web-r1-1, hello $(id)"));
+    assert!(report.good == 0 && report.state != ReplicaState::Healthy);
+
+    // An image that is not there is said to be so, and is not tried for ever at full speed.
+    let nowhere = PushedDigest::attested_by_registry(unfit.repository().clone(), Digest::of(b"nowhere"));
+    let report = s.start(id("r1-2"), &spec(&nowhere));
+    assert_eq!(report.state, ReplicaState::Exited);
+    assert!(report.ended.as_deref().is_some_and(|e| e.contains(&nowhere.digest().hex())), "{report:?}");
+    for replica in ["r1-0", "r1-1", "r1-2"] {
+        s.end(id(replica));
     }
     nothing_left(&settings);
 }
