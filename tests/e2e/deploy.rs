@@ -107,10 +107,10 @@ fn the_same_commit_again_changes_nothing(rig: &Rig) {
 }
 
 fn a_version_that_never_gets_healthy_is_rolled_back(rig: &Rig) {
-    let app = rig.deployer.upper("root/web/app.py");
+    let app = rig.deployer.file("root/web/app.py");
     let good = fs::read_to_string(&app).expect("the example is there");
     fs::write(&app, good.replace("self.answer(200, \"ok\")", "self.answer(500, \"not ok\")")).expect("files can be written");
-    let yml = rig.deployer.upper("root/web/keelway.yml");
+    let yml = rig.deployer.file("root/web/keelway.yml");
     let slow = fs::read_to_string(&yml).expect("the example is there");
     fs::write(&yml, slow.replace("deadline: 30s", "deadline: 3s")).expect("files can be written");
     demo::new_version(rig, "3").expect("git commits");
@@ -145,7 +145,7 @@ fn a_naive_stop_loses_requests(rig: &Rig) {
 }
 
 fn a_changed_host_key_is_refused(rig: &Rig) {
-    let file = rig.deployer.upper("root/rig_known_hosts");
+    let file = rig.deployer.file("root/rig_known_hosts");
     let known = fs::read_to_string(&file).expect("the file is there");
     // Two hosts' keys change places.
     fs::write(&file, known.replace("198.18.0.11", "X").replace("198.18.0.12", "198.18.0.11").replace('X', "198.18.0.12")).expect("files can be written");

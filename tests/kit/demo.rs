@@ -26,10 +26,10 @@ pub fn prepare(keelway: &Path, example: &Path) -> io::Result<Rig> {
     say("the rig: three hosts, a registry, a deployer, a load generator");
     let rig = Rig::start(&rig::Options { hosts: 3, keelway: keelway.to_owned() })?;
     rig.push_base(&python, "base/python", "12")?;
-    let own = rig.load.upper("usr/local/bin/keelway-rig");
+    let own = rig.load.file("usr/local/bin/keelway-rig");
     fs::create_dir_all(own.parent().expect("it has a folder"))?;
     fs::copy(std::env::current_exe()?, own)?;
-    rig::copy_dir(example, &rig.deployer.upper("root/web"))?;
+    rig::copy_dir(example, &rig.deployer.file("root/web"))?;
     commit(&rig, "first version")?;
     Ok(rig)
 }
@@ -59,7 +59,7 @@ pub fn commit(rig: &Rig, message: &str) -> io::Result<String> {
 
 /// Writes another version into the example and commits it.
 pub fn new_version(rig: &Rig, version: &str) -> io::Result<String> {
-    fs::write(rig.deployer.upper("root/web/version.py"), format!("VERSION = \"{version}\"\n"))?;
+    fs::write(rig.deployer.file("root/web/version.py"), format!("VERSION = \"{version}\"\n"))?;
     commit(rig, &format!("version {version}"))
 }
 

@@ -151,11 +151,11 @@ impl Rig {
 
     /// Keys, the binary, the authority.
     fn install(&self, keelway: &Path) -> io::Result<()> {
-        let bin = self.deployer.upper("usr/local/bin");
+        let bin = self.deployer.file("usr/local/bin");
         fs::create_dir_all(&bin)?;
         fs::copy(keelway, bin.join("keelway"))?;
         fs::set_permissions(bin.join("keelway"), fs::Permissions::from_mode(0o755))?;
-        let ssh = self.deployer.upper("root/.ssh");
+        let ssh = self.deployer.file("root/.ssh");
         fs::create_dir_all(&ssh)?;
         fs::set_permissions(&ssh, fs::Permissions::from_mode(0o700))?;
         let key = ssh.join("id_ed25519");
@@ -164,14 +164,14 @@ impl Rig {
         let mut known = String::new();
         let mut config = String::new();
         for (i, host) in self.hosts.iter().enumerate() {
-            let etc = host.upper("etc/ssh");
+            let etc = host.file("etc/ssh");
             fs::create_dir_all(&etc)?;
             let host_key = etc.join("rig_host_key");
             keygen(&host_key)?;
             let line = fs::read_to_string(host_key.with_extension("pub"))?;
             known.push_str(&format!("198.18.0.{} {line}", 11 + i));
             config.push_str(&format!("Host {}\n    HostName 198.18.0.{}\n", host.name(), 11 + i));
-            let root_ssh = host.upper("root/.ssh");
+            let root_ssh = host.file("root/.ssh");
             fs::create_dir_all(&root_ssh)?;
             fs::set_permissions(&root_ssh, fs::Permissions::from_mode(0o700))?;
             fs::write(root_ssh.join("authorized_keys"), &public)?;
@@ -182,25 +182,25 @@ impl Rig {
             )?;
         }
         config.push_str("Host *\n    User root\n    IdentityFile /root/.ssh/id_ed25519\n    IdentitiesOnly yes\n    UserKnownHostsFile /root/rig_known_hosts\n    GlobalKnownHostsFile /dev/null\n");
-        fs::write(self.deployer.upper("root/rig_known_hosts"), known)?;
-        fs::write(self.deployer.upper("root/rig_ssh_config"), config)?;
+        fs::write(self.deployer.file("root/rig_known_hosts"), known)?;
+        fs::write(self.deployer.file("root/rig_ssh_config"), config)?;
         let authority = crate::tls::Authority::new(&self.dir)?;
         let server = authority.issue(&[REGISTRY])?;
         for (from, to) in [(&server.cert, "cert.pem"), (&server.key, "key.pem")] {
-            fs::copy(from, self.registry.upper(&format!("root/{to}")))?;
+            fs::copy(from, self.registry.file(&format!("root/{to}")))?;
         }
         for node in [&self.deployer, &self.load] {
-            let certs = node.upper(&format!("etc/docker/certs.d/{REGISTRY}"));
+            let certs = node.file(&format!("etc/docker/certs.d/{REGISTRY}"));
             fs::create_dir_all(&certs)?;
             fs::copy(authority.ca_path(), certs.join("ca.crt"))?;
-            fs::copy(authority.ca_path(), node.upper("root/rig_ca.pem"))?;
+            fs::copy(authority.ca_path(), node.file("root/rig_ca.pem"))?;
         }
         Ok(())
     }
 
     fn start_registry(&mut self) -> io::Result<()> {
         fs::write(
-            self.registry.upper("root/registry.yml"),
+            self.registry.file("root/registry.yml"),
             "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage:\n  filesystem: {rootdirectory: /var/lib/keelway/registry}\n\
              http:\n  addr: :443\n  tls: {certificate: /root/cert.pem, key: /root/key.pem}\n",
         )?;

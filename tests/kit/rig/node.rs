@@ -95,9 +95,10 @@ impl Node {
         self.init
     }
 
-    /// A file of its root as seen from outside, once something was written there.
-    pub fn upper(&self, path: &str) -> PathBuf {
-        self.dir.join("up").join(path.trim_start_matches('/'))
+    /// A file of its root as seen from outside, through the node's own mounts: the upper directory of a mounted
+    /// overlay must not be written directly.
+    pub fn file(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.init)).join(path.trim_start_matches('/'))
     }
 
     /// Its private /var/lib/keelway as seen from outside.
@@ -109,7 +110,7 @@ impl Node {
     pub fn command(&self, program: &str) -> Command {
         let mut c = Command::new("nsenter");
         c.arg(format!("--target={}", self.init))
-            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--wd=/", "--"])
+            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--wdns=/", "--"])
             // Namespaces are entered, cgroups are not: the command joins the node's own first.
             .args([
                 "sh",
