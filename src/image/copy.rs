@@ -9,7 +9,7 @@ use crate::error::StepError;
 use crate::key::KeyContext;
 use crate::select::{Selected, Source};
 use crate::user;
-use crate::writer::{Meta, Writer};
+use crate::writer::{Meta, Writer, inside};
 use keelway_model::plan::{Chain, CopyFrom, CopyOp, Unpack};
 use keelway_model::{Output, TreeEntry, TreeKind, TreePath};
 use keelway_store::{Upper, Verdict, View};
@@ -24,7 +24,7 @@ pub fn run(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Upper,
     let view = cx.store.view(&below.snapshots)?;
     let upper = cx.store.begin()?;
     let owner = owner(op, &view)?;
-    let dest = view.resolve(&dest_path(op)?)?;
+    let dest = view.resolve(&inside(&op.dest, "destination")?)?;
     let mut writer = Writer::new(upper.root()?, view, owner);
     let names_directory = op.dest.ends_with('/') || writer.is_directory(&dest)?;
     match &op.from {
@@ -67,11 +67,6 @@ pub(crate) fn chain<'a>(inputs: &'a [Output], at: usize, op: &'static str) -> Re
 /// `--chown` in numbers, by the files of the chain that is copied into.
 pub(crate) fn owner(op: &CopyOp, view: &View) -> Result<Option<(u32, u32)>, StepError> {
     op.chown.as_ref().map(|spec| user::resolve_owner(view, spec)).transpose().map_err(StepError::User)
-}
-
-fn dest_path(op: &CopyOp) -> Result<TreePath, StepError> {
-    TreePath::clamped(op.dest.as_bytes())
-        .ok_or_else(|| StepError::Refused("the destination holds a NUL character".to_owned()))
 }
 
 fn target(dest: &TreePath, name: &[u8], names_directory: bool) -> Result<TreePath, StepError> {

@@ -3,9 +3,9 @@
 use crate::copy::chain;
 use crate::error::StepError;
 use crate::user;
-use crate::writer::Writer;
+use crate::writer::{Writer, inside};
+use keelway_model::Output;
 use keelway_model::plan::MkdirOp;
-use keelway_model::{Output, TreePath};
 use keelway_store::{Store, Upper};
 
 /// Makes the directory in a new layer over the chain of input 0; links on the way are followed inside the
@@ -15,9 +15,7 @@ pub fn run(op: &MkdirOp, inputs: &[Output], store: &Store) -> Result<Upper, Step
     let below = chain(inputs, 0, "mkdir")?;
     let view = store.view(&below.snapshots)?;
     let upper = store.begin()?;
-    let wanted = TreePath::clamped(op.path.as_bytes())
-        .ok_or_else(|| StepError::Refused("the working directory holds a NUL character".to_owned()))?;
-    let path = view.resolve(&wanted)?;
+    let path = view.resolve(&inside(&op.path, "working directory")?)?;
     let owner = user::resolve(&view, &op.user)?;
     let mut writer = Writer::new(upper.root()?, view, Some((owner.uid, owner.gid)));
     if !writer.is_directory(&path)? {

@@ -1,11 +1,13 @@
 //! Steps that are not copies, and whole images, on a real store.
 
-use crate::testing::{Rig, dump, out, put};
-use crate::{KeyContext, assemble, base, import, key, mkdir, user};
+use crate::testing::{MemTree, Rig, dump, out, put};
+use crate::{Bases, Build, BuildOptions, KeyContext, assemble, base, copy, import, key, mkdir, user};
 use keelway_dockerfile::Ignore;
 use keelway_model::oci::{Descriptor, History, ImageConfig, Index, Manifest, media};
-use keelway_model::plan::{AssembleOp, BaseOp, Chain, ExecOp, MkdirOp, Network, UserSpec};
-use keelway_model::{Digest, ImageRef, KeyPart, Limits, Op, Platform, Timestamp};
+use keelway_model::plan::{AssembleOp, BaseOp, Chain, ExecOp, ImageOutput, MkdirOp, Network, UserSpec};
+use keelway_model::{
+    CacheKey, Digest, ImageRef, KeyPart, Limits, Op, Output, Platform, SourceText, Timestamp,
+};
 use std::path::Path;
 
 fn key_of(rig: &Rig, op: Op, below: &Chain) -> keelway_model::CacheKey {
@@ -225,6 +227,81 @@ fn images_are_the_same_everywhere() {
     );
     let wrong = AssembleOp { history: vec![], ..assemble_op };
     assert!(assemble(&one.store, &wrong, &more, Timestamp(0)).is_err(), "history and layers must agree");
+}
+
+/// Runs a plan that needs no process, and gives the keys of its steps and the image.
+fn build(rig: &Rig, text: &str, tree: &MemTree, ignore: &str) -> (Vec<CacheKey>, ImageOutput) {
+    let file = keelway_dockerfile::parse(&SourceText::new("Dockerfile", text)).unwrap();
+    let platform: Platform = "linux/amd64".parse().unwrap();
+    let options = BuildOptions {
+        args: Default::default(),
+        target: None,
+        platform,
+        limits: Limits::default(),
+        proxy: Vec::new(),
+    };
+    let plan = Build::new(file, options).unwrap().lower(&Bases::new()).unwrap();
+    let ignore = Ignore::parse(ignore.as_bytes()).unwrap();
+    let cx = KeyContext { store: &rig.store, context: tree, ignore: &ignore };
+    let (mut outputs, mut keys): (Vec<Output>, Vec<CacheKey>) = Default::default();
+    for node in &plan.nodes {
+        let inputs: Vec<Output> = node.needs.iter().map(|n| outputs[n.index()].clone()).collect();
+        let key = key(&node.op, &inputs, &cx).unwrap();
+        let below = || copy::chain(&inputs, 0, "test").unwrap();
+        let output = match &node.op {
+            Op::Base(op) => Output::Chain(base::unpack(&rig.store, op).unwrap()),
+            Op::Copy(op) => {
+                let upper = copy::run(op, &inputs, &cx).unwrap();
+                Output::Chain(crate::extend(below(), upper, key.as_ref().unwrap()).unwrap())
+            }
+            Op::Mkdir(op) => {
+                let upper = mkdir::run(op, &inputs, &rig.store).unwrap();
+                Output::Chain(crate::extend(below(), upper, key.as_ref().unwrap()).unwrap())
+            }
+            Op::Assemble(op) => Output::Image(assemble(&rig.store, op, below(), Timestamp(0)).unwrap()),
+            op => panic!("{op:?}"),
+        };
+        keys.extend(key);
+        outputs.push(output);
+    }
+    match outputs.pop() {
+        Some(Output::Image(image)) => (keys, image),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn whole_builds() {
+    let text = "FROM scratch AS gen\nCOPY src /out\nCOPY note /note\nFROM scratch\nWORKDIR /app\nCOPY --from=gen /out ./\nADD <<C /etc/c\nx\nC\nCMD [\"/app/a\"]\n";
+    let tree = MemTree::with(&[("src/a", "A"), ("src/d/b", "B"), ("note", "1"), ("skip", "S")]);
+    let (rig, other) = (Rig::new(), Rig::new());
+    let (keys, image) = build(&rig, text, &tree, "skip");
+    let want = [
+        "app d 755 0:0",
+        "app/a f 644 0:0 A",
+        "app/d d 755 0:0",
+        "app/d/b f 644 0:0 B",
+        "etc d 755 0:0",
+        "etc/c f 644 0:0 x",
+    ];
+    assert_eq!(dump(&rig.store, &image.chain), want);
+    let (again, same) = build(&other, text, &tree, "");
+    assert_eq!(
+        (&again, &same.manifest),
+        (&keys, &image.manifest),
+        "another store, the same keys and the same digest"
+    );
+    // What does not reach the image changes a key of the first stage and nothing after it.
+    let mut changed = tree.clone();
+    changed.file("note", b"2", 0o644);
+    let (later, same) = build(&rig, text, &changed, "");
+    let differ: Vec<usize> = (0..keys.len()).filter(|&i| keys[i] != later[i]).collect();
+    assert_eq!((differ, same.manifest), (vec![1], image.manifest.clone()));
+    changed.file("src/a", b"A2", 0o644);
+    let (later, edited) = build(&rig, text, &changed, "");
+    assert_ne!(edited.manifest, image.manifest);
+    let why = later[3].explain(Some(&keys[3].parts)).to_string();
+    assert_eq!(why, "files changed", "of the copy from the other stage");
 }
 
 /// Writes an image of `rig` as an OCI layout.

@@ -105,12 +105,15 @@ impl Writer {
 
     /// Makes what is missing above `path`, each with mode 0755.
     pub(crate) fn parents(&mut self, path: &TreePath) -> Result<(), StepError> {
-        let Some(parent) = path.parent() else { return Ok(()) };
-        if self.made.contains(&parent) {
-            return Ok(());
+        let mut missing = Vec::new();
+        let mut at = path.parent();
+        while let Some(parent) = at.filter(|p| !self.made.contains(p)) {
+            at = parent.parent();
+            missing.push(parent);
         }
-        self.parents(&parent)?;
-        self.directory(&parent)?;
+        for parent in missing.iter().rev() {
+            self.directory(parent)?;
+        }
         Ok(())
     }
 
@@ -283,6 +286,18 @@ fn copy<R: Read + ?Sized>(from: &mut R, to: &mut std::fs::File) -> io::Result<u6
     let n = io::copy(from, to)?;
     to.flush()?;
     Ok(n)
+}
+
+/// Longest path in an image, in bytes: what the kernel takes.
+const MAX_PATH: usize = 4095;
+
+/// A path that was written by hand, as one inside the root.
+pub(crate) fn inside(path: &str, what: &str) -> Result<TreePath, StepError> {
+    let refused = |why: &str| StepError::Refused(format!("the {what} {why}"));
+    if path.len() > MAX_PATH {
+        return Err(refused(&format!("has {} bytes; a path may have {MAX_PATH}", path.len())));
+    }
+    TreePath::clamped(path.as_bytes()).ok_or_else(|| refused("holds a NUL character"))
 }
 
 /// A name that a layer cannot hold.
