@@ -90,6 +90,9 @@ pub struct Source {
     /// Branch, tag or commit of --repo
     #[arg(long, value_name = "REF", requires = "repo")]
     pub commit: Option<String>,
+    /// The ssh configuration file to reach --repo with [default: your own]
+    #[arg(long, value_name = "FILE", requires = "repo")]
+    pub git_ssh_config: Option<PathBuf>,
     /// Run the tree as it lies there, uncommitted changes included; never pushes or deploys
     #[arg(long, conflicts_with = "repo")]
     pub dirty: bool,
@@ -99,7 +102,9 @@ pub struct Source {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Run the pipeline of this checkout, or of --repo URL --commit REF
-    #[command(after_help = "Examples:\n  keelway run\n  keelway run test                     one stage and what it needs\n  keelway run --dirty test\n  keelway run --repo git@git.example.com:shop/web.git --commit v1.2")]
+    #[command(
+        after_help = "Examples:\n  keelway run\n  keelway run test                     one stage and what it needs\n  keelway run --dirty test\n  keelway run --repo git@git.example.com:shop/web.git --commit v1.2"
+    )]
     Run {
         /// Stages to run, with what they need [default: all]
         stages: Vec<String>,
@@ -136,6 +141,9 @@ pub enum Verb {
         /// The repository
         #[arg(long, value_name = "URL")]
         repo: String,
+        /// The ssh configuration file to reach it with [default: your own]
+        #[arg(long, value_name = "FILE")]
+        git_ssh_config: Option<PathBuf>,
         /// The branch
         #[arg(long, default_value = "main")]
         branch: String,
@@ -191,7 +199,9 @@ pub enum RunsVerb {
 #[derive(Debug, Subcommand)]
 pub enum ImageVerb {
     /// Build an image from a Dockerfile
-    #[command(after_help = "Examples:\n  keelway image build .\n  keelway image build -t shop/web:dev -f docker/Dockerfile --build-arg VERSION=3 .")]
+    #[command(
+        after_help = "Examples:\n  keelway image build .\n  keelway image build -t shop/web:dev -f docker/Dockerfile --build-arg VERSION=3 ."
+    )]
     Build {
         /// The build context
         dir: PathBuf,

@@ -8,7 +8,7 @@ use keelway_model::clock::{FixedClock, SystemClock};
 use keelway_model::{Clock, Redacted, Timestamp};
 use keelway_registry::{Credentials, RegistrySettings, docker_config};
 use keelway_runner::Settings;
-use keelway_source::{GitSettings, Login};
+use keelway_source::{GitSettings, Login, Origin, RepoUrl, Transport};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ pub fn state_dir(global: &Global, machine: &Machine) -> Result<PathBuf, CommandE
         return Ok("/var/lib/keelway".into());
     }
     let data = machine.data_home.clone().or_else(|| machine.home.as_ref().map(|h| h.join(".local/share")));
-    data.map(|d| d.join("keelway")).ok_or_else(|| CommandError::usage("HOME is not set; say where the state shall be with --state DIR"))
+    data.map(|d| d.join("keelway"))
+        .ok_or_else(|| CommandError::usage("HOME is not set; say where the state shall be with --state DIR"))
 }
 
 fn read(path: &Path, what: &str) -> Result<Vec<u8>, CommandError> {
@@ -53,8 +54,11 @@ fn http(names: &Names, machine: &Machine) -> Result<keelway_http::Client, Comman
         let text = machine.proxy(name).or_else(|| machine.proxy("all_proxy"));
         text.map(|t| t.parse().map_err(|e| CommandError::usage(format!("{name}: {e}")))).transpose()
     };
-    settings.proxy =
-        ProxySettings { http: proxy("http_proxy")?, https: proxy("https_proxy")?, no_proxy: machine.proxy("no_proxy").unwrap_or_default().to_owned() };
+    settings.proxy = ProxySettings {
+        http: proxy("http_proxy")?,
+        https: proxy("https_proxy")?,
+        no_proxy: machine.proxy("no_proxy").unwrap_or_default().to_owned(),
+    };
     keelway_http::Client::new(settings).map_err(|e| CommandError::usage(e.to_string()))
 }
 
@@ -62,7 +66,8 @@ fn credentials(machine: &Machine) -> Result<Credentials, CommandError> {
     let dir = machine.docker_config.clone().or_else(|| machine.home.as_ref().map(|h| h.join(".docker")));
     let Some(file) = dir.map(|d| d.join("config.json")) else { return Ok(Credentials::default()) };
     let Some(text) = read_optional(&file)? else { return Ok(Credentials::default()) };
-    let loaded = docker_config::load(&text, &file.display().to_string()).map_err(|e| CommandError::usage(e.to_string()))?;
+    let loaded = docker_config::load(&text, &file.display().to_string())
+        .map_err(|e| CommandError::usage(e.to_string()))?;
     Ok(loaded.with_helper_dirs(machine.path.clone()))
 }
 
@@ -74,9 +79,42 @@ fn git(http: &keelway_http::Client, machine: &Machine) -> Result<GitSettings, Co
         git.credentials.add_netrc(&text);
     }
     if let Some(token) = &machine.git_token {
-        git.credentials.set_any(Login { user: "git".into(), password: Redacted::new(token.reveal().clone()) });
+        git.credentials
+            .set_any(Login { user: "git".into(), password: Redacted::new(token.reveal().clone()) });
     }
     Ok(git)
+}
+
+/// The address after `--repo`. A relative path is made absolute, so that a repository has one mirror and one record
+/// wherever the command stands.
+pub fn repo_url(text: &str) -> Result<RepoUrl, CommandError> {
+    let parse = |text: &str| {
+        RepoUrl::parse(text, Origin::CommandLine).map_err(|e| CommandError::usage(format!("--repo: {e}")))
+    };
+    let url = parse(text)?;
+    match url.transport() {
+        Transport::Local { path } if path.is_relative() => {
+            let whole = path
+                .canonicalize()
+                .map_err(|e| CommandError::usage(format!("--repo {}: {e}", path.display())))?;
+            match whole.to_str() {
+                Some(text) => parse(text),
+                None => {
+                    Err(CommandError::usage(format!("--repo {}: the path is not UTF-8", whole.display())))
+                }
+            }
+        }
+        _ => Ok(url),
+    }
+}
+
+/// The file after `--git-ssh-config`.
+pub fn git_ssh_config(file: Option<&Path>) -> Result<Option<PathBuf>, CommandError> {
+    let Some(file) = file else { return Ok(None) };
+    match std::path::absolute(file) {
+        Ok(path) if path.is_file() => Ok(Some(path)),
+        _ => Err(CommandError::usage(format!("--git-ssh-config: {} is not a file", file.display()))),
+    }
 }
 
 /// The clock, which a test may stop.
@@ -92,7 +130,11 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
     let state = state_dir(global, machine)?;
     let http = http(names, machine)?;
     let git = git(&http, machine)?;
-    let registry_cas = names.registry_ca.iter().map(|(n, f)| Ok((n.clone(), pem(f)?))).collect::<Result<_, CommandError>>()?;
+    let registry_cas = names
+        .registry_ca
+        .iter()
+        .map(|(n, f)| Ok((n.clone(), pem(f)?)))
+        .collect::<Result<_, CommandError>>()?;
     let ssh_configs = names
         .ssh_config
         .iter()

@@ -2,18 +2,20 @@
 //!
 //! Each round fetches, records what is new (in one transaction with how far the branch was seen), then runs what is
 //! recorded. A commit leaves the queue when its run is over; one that was interrupted becomes the next attempt of
-//! its run. So the watcher may be killed at any moment and started again.
+//! its run. So the watcher may be killed at any moment and started again. A commit whose definition is not valid is a
+//! run that failed. Commits are run in order: what keeps one from being run (the disk, another watcher of the same
+//! branch) ends the round, and the next round begins with that commit again.
 
 use crate::perform::Workspace;
 use crate::run::{execute, new_run, prepare};
 use crate::settings::Settings;
-use crate::source::at_commit;
+use crate::source::{Pinned, at_commit, fetching};
 use crate::{RunnerError, blocking};
 use keelway_engine::{CancelToken, Failure};
-use keelway_ledger::{Ledger, QueuedCommit};
-use keelway_model::{CommitId, EventSink, RunId, StageName};
+use keelway_ledger::{Ledger, NewRun, QueuedCommit};
+use keelway_model::{CommitId, EventSink, ExitCode, Outcome, RunId, StageName};
 use keelway_pipeline::{Event, Selection};
-use keelway_source::{Advance, Mirror, RepoUrl};
+use keelway_source::{Advance, GitSettings, Mirror, RepoUrl, SourceError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,30 +36,45 @@ pub struct Watch {
 pub trait Watcher: Send + Sync {
     /// One line for people.
     fn say(&self, text: &str);
+    /// A commit whose definition is not valid, or asks for what this machine refuses; recorded as a failed run.
+    fn refused(&self, commit: &CommitId, run: &RunId, why: &RunnerError);
     /// Where the events of a run go.
     fn sink(&self, run: &RunId) -> Box<dyn EventSink>;
 }
 
 /// Watches until it is cancelled or its rounds are over. A look that fails (the server is down) is told and tried
 /// again; a run that fails is recorded and the next commit is run.
-pub async fn watch(settings: &Settings, workspace: &Workspace, ledger: &Ledger, watch: Watch, watcher: &dyn Watcher, cancel: CancelToken) -> Result<(), RunnerError> {
+///
+/// # Errors
+/// The last round failed, where rounds are counted.
+pub async fn watch(
+    settings: &Settings,
+    workspace: &Workspace,
+    ledger: &Ledger,
+    watch: Watch,
+    watcher: &dyn Watcher,
+    cancel: CancelToken,
+) -> Result<(), RunnerError> {
     let mut round = 0u64;
     let mut wait = watch.every;
+    let watching = Watching { settings, workspace, ledger, watch: &watch, watcher, cancel: &cancel };
     while !cancel.is_cancelled() {
-        match look(settings, ledger, &watch, watcher).await {
-            Ok(mirror) => {
-                wait = watch.every;
-                run_queue(settings, workspace, ledger, &watch, &mirror, watcher, &cancel).await?;
-            }
-            Err(e) => {
-                wait = (wait * 2).min(Duration::from_secs(300)).max(watch.every);
-                watcher.say(&format!("{}: {e}; trying again in {}", watch.url, keelway_model::format_duration(wait)));
-            }
+        let result = watching.round().await;
+        if cancel.is_cancelled() {
+            break;
         }
         round += 1;
         if watch.rounds.is_some_and(|most| round >= most) {
-            break;
+            return result;
         }
+        wait = match result {
+            Ok(()) => watch.every,
+            Err(e) => {
+                let longer = (wait * 2).min(Duration::from_secs(300)).max(watch.every);
+                watcher.say(&format!("{e}; trying again in {}", keelway_model::format_duration(longer)));
+                longer
+            }
+        };
         tokio::select! {
             _ = cancel.cancelled() => break,
             () = tokio::time::sleep(wait) => {}
@@ -66,19 +83,148 @@ pub async fn watch(settings: &Settings, workspace: &Workspace, ledger: &Ledger, 
     Ok(())
 }
 
-/// Fetches and records what is new.
-async fn look(settings: &Settings, ledger: &Ledger, watch: &Watch, watcher: &dyn Watcher) -> Result<Arc<Mirror>, RunnerError> {
-    let (cache, git, url, branch) = (settings.mirrors.clone(), settings.git.clone(), watch.url.clone(), watch.branch.clone());
-    let ledger = ledger.clone();
-    let (mirror, remarks) = blocking(move || {
-        let outside = |e: &dyn std::fmt::Display| Failure::outside(e.to_string());
-        let mirror = Mirror::open(&cache, &url).map_err(|e| outside(&e))?;
-        mirror.fetch(&git, &mut |_| {}).map_err(|e| outside(&e))?;
-        let tip = mirror.resolve(&format!("refs/heads/{branch}")).map_err(|e| outside(&e))?.commit;
-        let repo = url.to_string();
-        let seen = ledger.branch(&repo, &branch).map_err(|e| outside(&e))?.map(|b| b.last);
-        let mut remarks = Vec::new();
-        let commits: Vec<CommitId> = match mirror.first_parent_since(seen.as_ref(), &tip).map_err(|e| outside(&e))? {
+/// The parts of one watcher.
+struct Watching<'a> {
+    settings: &'a Settings,
+    workspace: &'a Workspace,
+    ledger: &'a Ledger,
+    watch: &'a Watch,
+    watcher: &'a dyn Watcher,
+    cancel: &'a CancelToken,
+}
+
+impl Watching<'_> {
+    async fn round(&self) -> Result<(), RunnerError> {
+        let mirror = self.look().await?;
+        let repo = self.watch.url.to_string();
+        let branch = self.watch.branch.clone();
+        for entry in self.with_ledger(move |l| l.queued(&repo, &branch)).await? {
+            if self.cancel.is_cancelled() {
+                break;
+            }
+            self.run_one(&mirror, entry).await?;
+        }
+        Ok(())
+    }
+
+    async fn with_ledger<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Ledger) -> Result<T, keelway_ledger::LedgerError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let ledger = self.ledger.clone();
+        blocking(move || work(&ledger).map_err(|e| Failure::outside(e.to_string()))).await
+    }
+
+    /// Fetches and records what is new.
+    async fn look(&self) -> Result<Arc<Mirror>, RunnerError> {
+        let (cache, url, branch) =
+            (self.settings.mirrors.clone(), self.watch.url.clone(), self.watch.branch.clone());
+        let ledger = self.ledger.clone();
+        let task = move |git: &GitSettings| look(&cache, git, &url, &branch, &ledger);
+        let (mirror, remarks) = fetching(self.settings.git.clone(), self.cancel, task).await?;
+        for remark in remarks {
+            self.watcher.say(&remark);
+        }
+        Ok(Arc::new(mirror))
+    }
+
+    async fn run_one(&self, mirror: &Arc<Mirror>, entry: QueuedCommit) -> Result<(), RunnerError> {
+        let short = entry.commit.short().to_owned();
+        let Some(pinned) = self.pin(mirror, &entry.commit).await? else {
+            self.with_ledger(move |l| l.drop_queued(entry.position)).await?;
+            self.watcher.say(&format!("{short}: no branch or tag has it any more; it is not run"));
+            return Ok(());
+        };
+        for remark in &pinned.remarks {
+            self.watcher.say(&format!("{short}: {remark}"));
+        }
+        let refused = NewRun {
+            repo: pinned.repo.clone(),
+            commit: pinned.subject.commit.clone(),
+            branch: pinned.subject.branch.clone(),
+            event: Event::Push.word().to_owned(),
+            definition: format!("{}: not valid", keelway_pipeline::FILE_NAME),
+        };
+        let prepared = match prepare(self.settings, pinned, Event::Push, Selection::default()).await {
+            Ok(p) => p,
+            Err(RunnerError::NotTriggered(reason)) => {
+                self.with_ledger(move |l| l.drop_queued(entry.position)).await?;
+                self.watcher.say(&format!("{short}: not run: {reason}"));
+                return Ok(());
+            }
+            // Nothing but another commit mends these.
+            Err(e) if e.exit() == ExitCode::Usage => return self.refuse(&entry, refused, e).await,
+            Err(e) => return Err(e),
+        };
+        let (new, position) = (new_run(&prepared), entry.position);
+        let run = self.with_ledger(move |l| l.run_queued(position, &new)).await?;
+        if entry.run.is_some() {
+            self.watcher.say(&format!("{short}: its run {run} was interrupted; running it again"));
+        }
+        let sink = self.watcher.sink(&run);
+        let report =
+            execute(self.settings, self.workspace, self.ledger, &run, prepared, sink, self.cancel.clone())
+                .await;
+        // What was thrown away is deleted between two runs, and not for long.
+        let _ = self.workspace.store.empty_trash(TRASH);
+        match report {
+            Ok(report) => self.watcher.say(&format!("{short}: run {run} ended with exit code {}", report.exit.code())),
+            // Recorded as its end; the next commit may be better.
+            Err(e) if e.exit() == ExitCode::Usage => self.watcher.refused(&entry.commit, &run, &e),
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// `None` when the branch was rewritten and nothing holds the commit.
+    async fn pin(&self, mirror: &Arc<Mirror>, commit: &CommitId) -> Result<Option<Pinned>, Failure> {
+        let (mirror, commit, branch) = (Arc::clone(mirror), commit.clone(), self.watch.branch.clone());
+        blocking(move || match mirror.resolve(commit.as_str()) {
+            Ok(found) => {
+                at_commit(&mirror, keelway_source::Pinned { branch: Some(branch), ..found }).map(Some)
+            }
+            Err(SourceError::NotReachable { .. }) => Ok(None),
+            Err(e) => Err(Failure::outside(e.to_string())),
+        })
+        .await
+    }
+
+    /// Records a run that failed before its first stage.
+    async fn refuse(&self, entry: &QueuedCommit, new: NewRun, why: RunnerError) -> Result<(), RunnerError> {
+        let (position, outcome) =
+            (entry.position, Outcome::Failed { exit: why.exit().code(), message: why.to_string() });
+        let run = self
+            .with_ledger(move |l| {
+                let run = l.run_queued(position, &new)?;
+                l.begin_attempt(&run)?.finish(outcome)?;
+                Ok(run)
+            })
+            .await?;
+        self.watcher.refused(&entry.commit, &run, &why);
+        Ok(())
+    }
+}
+
+/// How long a round may spend on deleting what was thrown away.
+const TRASH: Duration = Duration::from_millis(500);
+
+/// One look at the branch; blocking. The lines are for people.
+fn look(
+    cache: &std::path::Path,
+    git: &GitSettings,
+    url: &RepoUrl,
+    branch: &str,
+    ledger: &Ledger,
+) -> Result<(Mirror, Vec<String>), Failure> {
+    let outside = |e: &dyn std::fmt::Display| Failure::outside(e.to_string());
+    let mirror = Mirror::open(cache, url).map_err(|e| outside(&e))?;
+    mirror.fetch(git, &mut |_| {}).map_err(|e| outside(&e))?;
+    let tip = mirror.resolve(&format!("refs/heads/{branch}")).map_err(|e| outside(&e))?.commit;
+    let repo = url.to_string();
+    let seen = ledger.branch(&repo, branch).map_err(|e| outside(&e))?.map(|b| b.last);
+    let mut remarks = Vec::new();
+    let commits: Vec<CommitId> =
+        match mirror.first_parent_since(seen.as_ref(), &tip).map_err(|e| outside(&e))? {
             Advance::UpToDate => Vec::new(),
             Advance::Commits(commits) => commits,
             Advance::ForcePushed { old, new } => {
@@ -90,97 +236,11 @@ async fn look(settings: &Settings, ledger: &Ledger, watch: &Watch, watcher: &dyn
                 vec![new]
             }
         };
-        ledger.record_commits(&repo, &branch, seen.as_ref(), &commits).map_err(|e| outside(&e))?;
-        for commit in &commits {
-            remarks.push(format!("{branch} is at {}: recorded", commit.short()));
-        }
-        Ok((mirror, remarks))
-    })
-    .await?;
-    for remark in remarks {
-        watcher.say(&remark);
+    ledger.record_commits(&repo, branch, seen.as_ref(), &commits).map_err(|e| outside(&e))?;
+    for commit in &commits {
+        remarks.push(format!("{branch} is at {}: recorded", commit.short()));
     }
-    Ok(Arc::new(mirror))
-}
-
-async fn run_queue(
-    settings: &Settings,
-    workspace: &Workspace,
-    ledger: &Ledger,
-    watch: &Watch,
-    mirror: &Arc<Mirror>,
-    watcher: &dyn Watcher,
-    cancel: &CancelToken,
-) -> Result<(), RunnerError> {
-    let repo = watch.url.to_string();
-    let queued = {
-        let (ledger, repo, branch) = (ledger.clone(), repo.clone(), watch.branch.clone());
-        blocking(move || ledger.queued(&repo, &branch).map_err(|e| Failure::outside(e.to_string()))).await?
-    };
-    for entry in queued {
-        if cancel.is_cancelled() {
-            break;
-        }
-        let commit = entry.commit.clone();
-        match run_one(settings, workspace, ledger, watch, mirror, watcher, cancel, entry).await {
-            Ok(()) => {}
-            Err(e) => watcher.say(&format!("{}: {e}", commit.short())),
-        }
-    }
-    Ok(())
-}
-
-#[allow(clippy::too_many_arguments, reason = "the parts of one watcher, handed on once")]
-async fn run_one(
-    settings: &Settings,
-    workspace: &Workspace,
-    ledger: &Ledger,
-    watch: &Watch,
-    mirror: &Arc<Mirror>,
-    watcher: &dyn Watcher,
-    cancel: &CancelToken,
-    entry: QueuedCommit,
-) -> Result<(), RunnerError> {
-    let (mirror, commit, branch) = (Arc::clone(mirror), entry.commit.clone(), watch.branch.clone());
-    let pinned = blocking(move || {
-        let mut found = mirror.resolve(commit.as_str()).map_err(|e| Failure::outside(e.to_string()))?;
-        found.branch = Some(branch);
-        at_commit(&mirror, found)
-    })
-    .await;
-    // A commit that can never be run leaves the queue; one that could not be run this time stays.
-    let drop_it = |position| ledger.drop_queued(position).map_err(RunnerError::outside);
-    let pinned = match pinned {
-        Ok(p) => p,
-        Err(e) => {
-            // Rewritten away before it was run.
-            drop_it(entry.position)?;
-            return Err(e.into());
-        }
-    };
-    let prepared = match prepare(settings, pinned, Event::Push, Selection::default()).await {
-        Ok(p) => p,
-        Err(RunnerError::NotTriggered(reason)) => {
-            drop_it(entry.position)?;
-            watcher.say(&format!("{}: not run: {reason}", entry.commit.short()));
-            return Ok(());
-        }
-        Err(e @ RunnerError::Definition(_)) => {
-            drop_it(entry.position)?;
-            return Err(e);
-        }
-        Err(e) => return Err(e),
-    };
-    let run = {
-        let (ledger, new, position) = (ledger.clone(), new_run(&prepared), entry.position);
-        blocking(move || ledger.run_queued(position, &new).map_err(|e| Failure::outside(e.to_string()))).await?
-    };
-    if entry.run.is_some() {
-        watcher.say(&format!("{}: its run {run} was interrupted; running it again", entry.commit.short()));
-    }
-    let report = execute(settings, workspace, ledger, &run, prepared, watcher.sink(&run), cancel.clone()).await?;
-    watcher.say(&format!("{}: run {run} ended with exit code {}", entry.commit.short(), report.exit.code()));
-    Ok(())
+    Ok((mirror, remarks))
 }
 
 /// The stages that a command line names, checked for their form.
@@ -189,7 +249,8 @@ async fn run_one(
 /// A word that cannot be a stage's name.
 pub fn stage_names(words: &[String]) -> Result<Selection, RunnerError> {
     for word in words {
-        word.parse::<StageName>().map_err(|e| RunnerError::Failed(Failure::new(keelway_model::ExitCode::Usage, e.to_string())))?;
+        word.parse::<StageName>()
+            .map_err(|e| RunnerError::Failed(Failure::new(keelway_model::ExitCode::Usage, e.to_string())))?;
     }
     Ok(Selection { stages: words.to_vec() })
 }

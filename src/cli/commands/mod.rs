@@ -34,7 +34,9 @@ impl Context {
     pub fn print(&self, text: &str) -> Result<(), CommandError> {
         let mut out = io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(CommandError::outside(format!("cannot write the result: {e}"))),
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+                Err(CommandError::outside(format!("cannot write the result: {e}")))
+            }
             _ => Ok(()),
         }
     }
@@ -111,7 +113,11 @@ fn log(machine: &Machine) {
 /// The first signal asks, the second one kills.
 async fn listen(cancel: CancelSource) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
     let mut asked = false;
     loop {
         tokio::select! {
@@ -134,7 +140,10 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
         Verb::Plan { stages, source, names } => plan::plan(context, &stages, &source, &names).await,
         Verb::Lint { source } => plan::lint(context, &source).await,
         Verb::Explain { code } => plan::explain(context, &code),
-        Verb::Watch { repo, branch, every, once, names } => watch::watch(context, &repo, branch, every, once, &names).await,
+        Verb::Watch { repo, git_ssh_config, branch, every, once, names } => {
+            let wanted = watch::WatchArgs { repo, git_ssh_config, branch, every, once };
+            watch::watch(context, wanted, &names).await
+        }
         Verb::Runs(verb) => runs::runs(context, verb),
         Verb::Image(ImageVerb::Build { dir, tag, file, target, build_arg, names }) => {
             let build = image::BuildArgs { dir, tag, file, target, build_arg };
@@ -142,7 +151,9 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
         }
         Verb::Image(ImageVerb::Pull { image, names }) => image::pull(context, &image, &names).await,
         Verb::Image(ImageVerb::Push { image, names }) => image::push(context, &image, &names).await,
-        Verb::Image(ImageVerb::Load { layout, image, select }) => image::load(context, &layout, &image, select.as_deref()),
+        Verb::Image(ImageVerb::Load { layout, image, select }) => {
+            image::load(context, &layout, &image, select.as_deref())
+        }
         Verb::Image(ImageVerb::Ls) => image::ls(context),
         Verb::Deploy(verb) => deploy::deploy(context, verb).await,
     }

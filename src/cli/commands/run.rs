@@ -8,22 +8,26 @@ use keelway_pipeline::Event;
 use keelway_runner::run::{execute, open_ledger, prepare, record};
 use keelway_runner::source::{Pinned, Wanted, pin};
 use keelway_runner::{Settings, Workspace, watch};
-use keelway_source::{Origin, RepoUrl};
 
 /// What the flags ask for.
 pub fn wanted(source: &Source) -> Result<Wanted, CommandError> {
     match &source.repo {
         Some(url) => Ok(Wanted::Repository {
-            url: RepoUrl::parse(url, Origin::CommandLine).map_err(|e| CommandError::usage(format!("--repo: {e}")))?,
+            url: settings::repo_url(url)?,
             reference: source.commit.clone().unwrap_or_else(|| "HEAD".into()),
         }),
-        None => Ok(Wanted::Checkout { at: std::env::current_dir().map_err(CommandError::outside)?, dirty: source.dirty }),
+        None => Ok(Wanted::Checkout {
+            at: std::env::current_dir().map_err(CommandError::outside)?,
+            dirty: source.dirty,
+        }),
     }
 }
 
 /// Pins the source and says what a person should know about it.
 pub async fn pinned(context: &Context, settings: &Settings, source: &Source) -> Result<Pinned, CommandError> {
-    let pinned = pin(settings, wanted(source)?).await?;
+    let mut settings = settings.clone();
+    settings.git.ssh.config = settings::git_ssh_config(source.git_ssh_config.as_deref())?;
+    let pinned = pin(&settings, wanted(source)?, &context.cancel.token()).await?;
     for remark in &pinned.remarks {
         context.say(remark);
     }
@@ -31,7 +35,12 @@ pub async fn pinned(context: &Context, settings: &Settings, source: &Source) -> 
 }
 
 /// The pipeline of a source.
-pub async fn run(context: &Context, stages: &[String], source: &Source, names: &Names) -> Result<(), CommandError> {
+pub async fn run(
+    context: &Context,
+    stages: &[String],
+    source: &Source,
+    names: &Names,
+) -> Result<(), CommandError> {
     let settings = settings::settings(&context.global, names, &context.machine)?;
     let selection = watch::stage_names(stages)?;
     let pinned = pinned(context, &settings, source).await?;
