@@ -5,7 +5,7 @@
 
 pub mod ast;
 #[cfg(test)]
-mod corpus;
+mod corpus_tests;
 pub mod expand;
 pub mod fuzz;
 pub mod glob;

@@ -1,3 +1,5 @@
+//! Word expansion and splitting.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Lexing, typed instructions, several errors at once.
+
 use crate::*;
 use keelway_model::{Diagnostics, SourceText};
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Stage graphs, scopes, triggers, refusals.
+
 use super::*;
 use keelway_dockerfile::parse;
 use keelway_model::Digest;

@@ -1,3 +1,5 @@
+//! Copies, archives and keys on a real store.
+
 use super::*;
 use crate::testing::{MemTree, Rig, copy_op, dump, out, put};
 use crate::{KeyContext, key};
