@@ -26,7 +26,11 @@ fn usage(message: impl Into<String>) -> Failure {
 }
 
 /// The links to a target's hosts; nothing is connected yet.
-async fn target_links(settings: &Settings, name: &str, target: &Target) -> Result<Vec<Arc<dyn HostLink>>, Failure> {
+async fn target_links(
+    settings: &Settings,
+    name: &str,
+    target: &Target,
+) -> Result<Vec<Arc<dyn HostLink>>, Failure> {
     let config = match &target.ssh_config {
         None => None,
         Some(wanted) => Some(settings.ssh_configs.get(wanted).cloned().ok_or_else(|| {
@@ -38,7 +42,8 @@ async fn target_links(settings: &Settings, name: &str, target: &Target) -> Resul
     };
     let path = settings.binary.clone();
     let binary = blocking(move || {
-        Binary::read(&path, env!("CARGO_PKG_VERSION")).map_err(|e| Failure::outside(format!("cannot read this binary ({}): {e}", path.display())))
+        Binary::read(&path, env!("CARGO_PKG_VERSION"))
+            .map_err(|e| Failure::outside(format!("cannot read this binary ({}): {e}", path.display())))
     })
     .await?;
     let ssh = SshSettings { program: "ssh".into(), config, binary: Arc::new(binary) };
@@ -46,10 +51,19 @@ async fn target_links(settings: &Settings, name: &str, target: &Target) -> Resul
 }
 
 /// How the hosts reach a registry: as this machine does.
-async fn access(settings: &Settings, rules: &BTreeMap<String, RegistryRule>, client: &keelway_registry::Client, registry: &str) -> Result<RegistryAccess, Failure> {
+async fn access(
+    settings: &Settings,
+    rules: &BTreeMap<String, RegistryRule>,
+    client: &keelway_registry::Client,
+    registry: &str,
+) -> Result<RegistryAccess, Failure> {
     let known = settings.registry_settings(rules)?;
     let host = known.hosts.get(registry).cloned().unwrap_or_default();
-    let login = match client.login_for(registry).await.map_err(|e| Failure::outside(format!("registry {registry}: {e}")))? {
+    let login = match client
+        .login_for(registry)
+        .await
+        .map_err(|e| Failure::outside(format!("registry {registry}: {e}")))?
+    {
         None => None,
         Some(Login::Password { user, password }) => Some(WireLogin { user, password: WireSecret(password) }),
         Some(Login::Identity { .. }) => {
@@ -75,7 +89,8 @@ fn apply_settings(settings: &Settings, registry: RegistryAccess) -> ApplySetting
 }
 
 fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |n| n.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".into(), |n| n.trim().to_owned())
 }
 
 /// A cancellation as the rollout hears it.
@@ -120,14 +135,21 @@ fn show(ctx: &Ctx) -> (mpsc::Sender<String>, tokio::task::JoinHandle<()>) {
     (send, shower)
 }
 
-pub(crate) async fn run(performer: &Performer, ctx: &Ctx, node: &Node, op: &DeployOp, inputs: &[Output]) -> Result<Performed, Failure> {
+pub(crate) async fn run(
+    performer: &Performer,
+    ctx: &Ctx,
+    node: &Node,
+    op: &DeployOp,
+    inputs: &[Output],
+) -> Result<Performed, Failure> {
     let place = node.needs.iter().position(|n| *n == op.image);
     let Some(Output::Pushed(image)) = place.and_then(|i| inputs.get(i)) else {
         return Err(Failure::bug(format!("{}: the pushed image is not among its inputs", node.name)));
     };
     let settings = &performer.settings;
     let links = target_links(settings, &op.target_name, &op.target).await?;
-    let registry = access(settings, &performer.rules, &performer.registry, image.repository().registry()).await?;
+    let registry =
+        access(settings, &performer.rules, &performer.registry, image.repository().registry()).await?;
     let apply_settings = apply_settings(settings, registry);
     let stop = stopper(&ctx.cancel);
     let (lines, shower) = show(ctx);
@@ -166,7 +188,11 @@ impl Place {
     pub async fn open(settings: &Settings, definition: &Definition, name: &str) -> Result<Self, RunnerError> {
         let target = definition.targets.get(name).ok_or_else(|| {
             let known: Vec<&str> = definition.targets.keys().map(String::as_str).collect();
-            let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
+            let known = if known.is_empty() {
+                "it has none".to_owned()
+            } else {
+                format!("it has {}", known.join(", "))
+            };
             usage(format!("the pipeline file has no target {name:?}; {known}"))
         })?;
         let mut apps = BTreeMap::new();
@@ -178,7 +204,12 @@ impl Place {
                 apps.insert(d.app.clone(), push.to.registry().to_owned());
             }
         }
-        Ok(Self { name: name.to_owned(), links: target_links(settings, name, target).await?, apps, rules: definition.registries.clone() })
+        Ok(Self {
+            name: name.to_owned(),
+            links: target_links(settings, name, target).await?,
+            apps,
+            rules: definition.registries.clone(),
+        })
     }
 
     /// What every host says.
@@ -194,11 +225,20 @@ impl Place {
             None if self.apps.len() == 1 => self.apps.keys().next(),
             None => None,
         };
-        found.cloned().ok_or_else(|| usage(format!("say which app of target {} with --app; it has: {}", self.name, known.join(", "))).into())
+        found.cloned().ok_or_else(|| {
+            usage(format!("say which app of target {} with --app; it has: {}", self.name, known.join(", ")))
+                .into()
+        })
     }
 
     /// Goes back to the release before this one.
-    pub async fn rollback(&self, settings: &Settings, app: &AppName, emit: Emit<'_>, cancel: &CancelToken) -> Result<DeployEnd, RunnerError> {
+    pub async fn rollback(
+        &self,
+        settings: &Settings,
+        app: &AppName,
+        emit: Emit<'_>,
+        cancel: &CancelToken,
+    ) -> Result<DeployEnd, RunnerError> {
         let client = settings.registry_client(&self.rules)?;
         let registry = match self.apps.get(app) {
             Some(registry) => access(settings, &self.rules, &client, registry).await?,

@@ -2,8 +2,11 @@
 
 use keelway_engine::{Ctx, Failure};
 use keelway_model::plan::Network as PlanNetwork;
-use keelway_model::{LogStream, Limits, SnapshotId};
-use keelway_sandbox::{Access, BoxName, CapProfile, Exit, ExitKind, Handle, Launcher, Mount, MountKind, Network, RootFs, Spec, Stdio, User};
+use keelway_model::{Limits, LogStream, SnapshotId};
+use keelway_sandbox::{
+    Access, BoxName, CapProfile, Exit, ExitKind, Handle, Launcher, Mount, MountKind, Network, RootFs, Spec,
+    Stdio, User,
+};
 use keelway_store::Store;
 use std::fs::File;
 use std::io::Read;
@@ -57,7 +60,10 @@ fn spec(job: Job) -> Spec {
         PlanNetwork::None => Network::None,
         PlanNetwork::Host => Network::Host,
     };
-    let file = |target: &str, content: &str, mode| Mount { target: target.into(), kind: MountKind::File { content: content.into(), mode } };
+    let file = |target: &str, content: &str, mode| Mount {
+        target: target.into(),
+        kind: MountKind::File { content: content.into(), mode },
+    };
     match job.network {
         PlanNetwork::None => {
             spec.mounts.push(file("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644));
@@ -67,7 +73,10 @@ fn spec(job: Job) -> Spec {
             // The files may be links (to systemd's): what they name is what is bound.
             for path in ["/etc/hosts", "/etc/resolv.conf"] {
                 if let Ok(source) = Path::new(path).canonicalize() {
-                    spec.mounts.push(Mount { target: path.into(), kind: MountKind::Bind { source, access: Access::ReadOnly } });
+                    spec.mounts.push(Mount {
+                        target: path.into(),
+                        kind: MountKind::Bind { source, access: Access::ReadOnly },
+                    });
                 }
             }
         }
@@ -107,11 +116,18 @@ fn joined(done: Result<Result<Exit, Failure>, tokio::task::JoinError>) -> Result
     done.unwrap_or_else(|e| Err(Failure::bug(format!("the thread that ran a sandbox failed: {e}"))))
 }
 
-fn blocking_run(launcher: &Launcher, spec: &Spec, ctx: &Ctx, tell: tokio::sync::oneshot::Sender<Handle>) -> Result<Exit, Failure> {
-    let pipe_failed = |e: std::io::Error| Failure::outside(format!("cannot make a pipe: {e}; are too many files open?"));
+fn blocking_run(
+    launcher: &Launcher,
+    spec: &Spec,
+    ctx: &Ctx,
+    tell: tokio::sync::oneshot::Sender<Handle>,
+) -> Result<Exit, Failure> {
+    let pipe_failed =
+        |e: std::io::Error| Failure::outside(format!("cannot make a pipe: {e}; are too many files open?"));
     let (out_read, out_write) = std::io::pipe().map_err(pipe_failed)?;
     let (err_read, err_write) = std::io::pipe().map_err(pipe_failed)?;
-    let null = File::open("/dev/null").map_err(|e| Failure::outside(format!("cannot open /dev/null: {e}")))?;
+    let null =
+        File::open("/dev/null").map_err(|e| Failure::outside(format!("cannot open /dev/null: {e}")))?;
     let stdio = Stdio { stdin: null.into(), stdout: out_write.into(), stderr: err_write.into() };
     let mut running = launcher.spawn(spec, stdio).map_err(|e| spawn_failure(&e))?;
     for warning in running.warnings() {
@@ -158,7 +174,11 @@ fn pump(from: OwnedFd, stream: LogStream, ctx: &Ctx) {
 
 /// The failure of a process that did not end well, `what` in front.
 pub(crate) fn unsuccessful(what: &str, exit: &Exit) -> Failure {
-    let limit = if exit.usage.pids_refused > 0 { "; its limit of processes was reached: raise `limits.pids`" } else { "" };
+    let limit = if exit.usage.pids_refused > 0 {
+        "; its limit of processes was reached: raise `limits.pids`"
+    } else {
+        ""
+    };
     Failure::failed(match exit.kind {
         ExitKind::Code(127) => format!("{what}: exit code 127 (a command was not found in the image){limit}"),
         ExitKind::Code(126) => format!("{what}: exit code 126 (a command could not be executed){limit}"),

@@ -5,9 +5,9 @@
 //! orders it, [`Performer`] does each node (a build is lowered to steps by `image`, each step runs in a `sandbox`),
 //! `ledger` records it. Settings arrive typed; the environment is read by `cli` alone.
 
-pub mod lower;
 pub mod deploy;
 mod exec;
+pub mod lower;
 mod perform;
 mod push;
 pub mod run;
@@ -64,7 +64,9 @@ impl From<Diagnostics> for RunnerError {
 }
 
 /// A blocking piece of work on the blocking pool. A panic in it is a bug of ours and says so.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(e) => Err(Failure::bug(format!("a worker of Keelway failed: {e}"))),

@@ -7,7 +7,9 @@ use keelway_engine::Failure;
 use keelway_image::{Bases, Build, BuildOptions, PinnedBase};
 use keelway_model::oci::{Descriptor, ImageConfig, Manifest};
 use keelway_model::plan::BuildOp;
-use keelway_model::{Diagnostics, ExitCode, ImageRef, Op, Plan, Platform, SourceText, Tree, TreeError, TreePath};
+use keelway_model::{
+    Diagnostics, ExitCode, ImageRef, Op, Plan, Platform, SourceText, Tree, TreeError, TreePath,
+};
 use keelway_registry::ProgressFn;
 use keelway_store::Store;
 use std::io::Read;
@@ -57,7 +59,9 @@ fn read_text(tree: &dyn Tree, path: &TreePath, what: &str) -> Result<Option<Stri
     match tree.open(path).map(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes)) {
         Err(TreeError::NotFound { .. }) => return Ok(None),
         Err(e) => return Err(usage(format!("{what}: {e}"))),
-        Ok(Err(e)) => return Err(OpenError::Failed(Failure::outside(format!("{what}: cannot read {path}: {e}")))),
+        Ok(Err(e)) => {
+            return Err(OpenError::Failed(Failure::outside(format!("{what}: cannot read {path}: {e}"))));
+        }
         Ok(Ok(_)) => {}
     }
     if bytes.len() as u64 > MAX_TEXT {
@@ -83,15 +87,26 @@ pub fn open(source: &Arc<dyn Tree>, op: &BuildOp, proxy: &[(String, String)]) ->
         Arc::new(Subtree::new(Arc::clone(source), at).map_err(|e| usage(format!("build context: {e}")))?)
     };
     let file = inside(&op.file, "the Dockerfile's path")?;
-    let name = if matches!(op.context.as_str(), "." | "" | "./") { op.file.clone() } else { format!("{}/{}", op.context.trim_end_matches('/'), op.file) };
+    let name = if matches!(op.context.as_str(), "." | "" | "./") {
+        op.file.clone()
+    } else {
+        format!("{}/{}", op.context.trim_end_matches('/'), op.file)
+    };
     let Some(text) = read_text(&*context, &file, "Dockerfile")? else {
-        return Err(usage(format!("{name} does not exist in the source; name the Dockerfile with `file:` (or -f)")));
+        return Err(usage(format!(
+            "{name} does not exist in the source; name the Dockerfile with `file:` (or -f)"
+        )));
     };
     open_text(context, SourceText::new(name, text), op, proxy)
 }
 
 /// The same for a Dockerfile that is not in the context.
-pub fn open_text(context: Arc<dyn Tree>, dockerfile: SourceText, op: &BuildOp, proxy: &[(String, String)]) -> Result<Opened, OpenError> {
+pub fn open_text(
+    context: Arc<dyn Tree>,
+    dockerfile: SourceText,
+    op: &BuildOp,
+    proxy: &[(String, String)],
+) -> Result<Opened, OpenError> {
     let parsed = keelway_dockerfile::parse(&dockerfile).map_err(OpenError::Definition)?;
     let mut ignore = Ignore::default();
     for candidate in ignore_file_candidates(&op.file) {
@@ -119,7 +134,9 @@ pub fn check(plan: &Plan, source: &Arc<dyn Tree>, settings: &Settings) -> Result
         match open(source, op, &settings.proxy_env) {
             Ok(opened) => all.merge(opened.build.warnings().clone()),
             Err(OpenError::Definition(d)) => all.merge(d),
-            Err(OpenError::Failed(f)) => return Err(Failure::new(f.exit, format!("stage {}: {}", node.name, f.message))),
+            Err(OpenError::Failed(f)) => {
+                return Err(Failure::new(f.exit, format!("stage {}: {}", node.name, f.message)));
+            }
         }
     }
     // Two stages that build the same file say the same things.
@@ -135,7 +152,13 @@ pub fn check(plan: &Plan, source: &Arc<dyn Tree>, settings: &Settings) -> Result
 }
 
 /// Pins every base and lowers the build.
-pub(crate) async fn lower(opened: &Opened, store: &Store, registry: &keelway_registry::Client, platform: &Platform, progress: ProgressFn) -> Result<Plan, Failure> {
+pub(crate) async fn lower(
+    opened: &Opened,
+    store: &Store,
+    registry: &keelway_registry::Client,
+    platform: &Platform,
+    progress: ProgressFn,
+) -> Result<Plan, Failure> {
     let definition = |d: Diagnostics| Failure::new(ExitCode::Usage, d.to_string());
     let mut pinned = Bases::new();
     for _ in 0..MAX_ROUNDS {
@@ -152,7 +175,13 @@ pub(crate) async fn lower(opened: &Opened, store: &Store, registry: &keelway_reg
 }
 
 /// What a reference means: by the store where it knows it, else by its registry.
-async fn pin(name: &ImageRef, store: &Store, registry: &keelway_registry::Client, platform: &Platform, progress: ProgressFn) -> Result<PinnedBase, Failure> {
+async fn pin(
+    name: &ImageRef,
+    store: &Store,
+    registry: &keelway_registry::Client,
+    platform: &Platform,
+    progress: ProgressFn,
+) -> Result<PinnedBase, Failure> {
     let outside = |e: &dyn std::fmt::Display| Failure::outside(format!("{name}: {e}"));
     if let Some(descriptor) = store.reference(name).map_err(|e| outside(&e))?
         && store.has_blob(&descriptor.digest)
@@ -163,13 +192,21 @@ async fn pin(name: &ImageRef, store: &Store, registry: &keelway_registry::Client
         }
     }
     // The registry's own messages name registry and repository.
-    let resolved = registry.fetch_image(store, name, platform, progress).await.map_err(|e| Failure::outside(e.to_string()))?;
+    let resolved = registry
+        .fetch_image(store, name, platform, progress)
+        .await
+        .map_err(|e| Failure::outside(e.to_string()))?;
     Ok(PinnedBase { descriptor: resolved.descriptor, config: resolved.config })
 }
 
 /// Manifest and config of an image of the store; blocking, small.
 pub(crate) fn config_of(store: &Store, manifest: &Descriptor) -> Result<(Manifest, ImageConfig), Failure> {
-    let damaged = |e: &dyn std::fmt::Display| Failure::outside(format!("image {} in the store cannot be read: {e}; run the build again with an empty store", manifest.digest));
+    let damaged = |e: &dyn std::fmt::Display| {
+        Failure::outside(format!(
+            "image {} in the store cannot be read: {e}; run the build again with an empty store",
+            manifest.digest
+        ))
+    };
     let bytes = store.read_blob(&manifest.digest, MAX_DOCUMENT).map_err(|e| damaged(&e))?;
     let document: Manifest = serde_json::from_slice(&bytes).map_err(|e| damaged(&e))?;
     let bytes = store.read_blob(&document.config.digest, MAX_DOCUMENT).map_err(|e| damaged(&e))?;

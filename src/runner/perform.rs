@@ -8,9 +8,11 @@ use keelway_engine::{Ctx, Failure, Perform, Performed};
 use keelway_image::{KeyContext, StepError};
 use keelway_model::oci::Descriptor;
 use keelway_model::plan::{AssembleOp, BaseOp, BuildOp, Chain, ExecOp, Network};
-use keelway_model::{CacheKey, CommitId, ExitCode, ImageRef, Node, NodeId, Op, Output, Platform, SnapshotId, Timestamp, Tree};
-use keelway_sandbox::{CapProfile, Launcher, LauncherConfig, ParentName};
+use keelway_model::{
+    CacheKey, CommitId, ExitCode, ImageRef, Node, NodeId, Op, Output, Platform, SnapshotId, Timestamp, Tree,
+};
 use keelway_pipeline::RegistryRule;
+use keelway_sandbox::{CapProfile, Launcher, LauncherConfig, ParentName};
 use keelway_store::{Layer, Store};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,8 +30,14 @@ pub struct Workspace {
 impl Workspace {
     /// Opens the store, and ends and removes what dead processes left in it.
     pub fn open(settings: &Settings) -> Result<Self, Failure> {
-        let store = Store::open(&settings.store, Arc::clone(&settings.clock)).map_err(|e| Failure::outside(e.to_string()))?;
-        let left: Vec<ParentName> = store.reaped().iter().flat_map(|dead| &dead.cgroups).filter_map(|name| name.parse().ok()).collect();
+        let store = Store::open(&settings.store, Arc::clone(&settings.clock))
+            .map_err(|e| Failure::outside(e.to_string()))?;
+        let left: Vec<ParentName> = store
+            .reaped()
+            .iter()
+            .flat_map(|dead| &dead.cgroups)
+            .filter_map(|name| name.parse().ok())
+            .collect();
         if !left.is_empty()
             && let Err(e) = keelway_sandbox::cgroup::reap(&keelway_sandbox::cgroup::Layout::detect(), &left)
         {
@@ -110,7 +118,12 @@ impl Performer {
     ///
     /// # Errors
     /// As [`Settings::registry_client`].
-    pub fn new(settings: Settings, workspace: Workspace, rules: BTreeMap<String, RegistryRule>, subject: Subject) -> Result<Self, Failure> {
+    pub fn new(
+        settings: Settings,
+        workspace: Workspace,
+        rules: BTreeMap<String, RegistryRule>,
+        subject: Subject,
+    ) -> Result<Self, Failure> {
         let registry = settings.registry_client(&rules)?;
         Ok(Self {
             settings,
@@ -143,7 +156,8 @@ impl Performer {
     }
 
     async fn build(&self, ctx: Ctx, op: &BuildOp) -> Result<Performed, Failure> {
-        let (tree, wanted, proxy) = (Arc::clone(&self.subject.tree), op.clone(), self.settings.proxy_env.clone());
+        let (tree, wanted, proxy) =
+            (Arc::clone(&self.subject.tree), op.clone(), self.settings.proxy_env.clone());
         let text = self.dockerfile.clone();
         let opened = blocking(move || {
             let opened = match text {
@@ -182,16 +196,26 @@ impl Performer {
             .map_err(|e| Failure::outside(e.to_string()))?;
         if !known {
             let (store, name, manifest) = (store.clone(), name.clone(), manifest.clone());
-            blocking(move || store.set_reference(&name, &manifest).map_err(|e| Failure::outside(e.to_string()))).await?;
+            blocking(move || {
+                store.set_reference(&name, &manifest).map_err(|e| Failure::outside(e.to_string()))
+            })
+            .await?;
         }
         Ok(())
     }
 
     /// An image by reference, as a root file system with its config: for stages that run in one.
-    pub(crate) async fn image_by_name(&self, ctx: &Ctx, name: &ImageRef) -> Result<(Chain, Descriptor), Failure> {
+    pub(crate) async fn image_by_name(
+        &self,
+        ctx: &Ctx,
+        name: &ImageRef,
+    ) -> Result<(Chain, Descriptor), Failure> {
         let platform = Platform::host();
         let store = self.store();
-        let known = store.reference(name).map_err(|e| Failure::outside(e.to_string()))?.filter(|d| store.has_blob(&d.digest));
+        let known = store
+            .reference(name)
+            .map_err(|e| Failure::outside(e.to_string()))?
+            .filter(|d| store.has_blob(&d.digest));
         let manifest = match known {
             Some(d) => d,
             None => {
@@ -210,7 +234,8 @@ impl Performer {
         let (snapshots, name) = (below.snapshots.clone(), node.name.clone());
         let (upper, user) = blocking(move || {
             let view = store.view(&snapshots).map_err(|e| Failure::outside(format!("{name}: {e}")))?;
-            let user = keelway_image::user::resolve(&view, &user).map_err(|e| Failure::failed(format!("{name}: {e}")))?;
+            let user = keelway_image::user::resolve(&view, &user)
+                .map_err(|e| Failure::failed(format!("{name}: {e}")))?;
             let upper = store.begin().map_err(|e| Failure::outside(format!("{name}: {e}")))?;
             Ok((upper, user))
         })
@@ -242,10 +267,19 @@ impl Performer {
     }
 
     /// Freezes what a step wrote, and begins to write its layer beside the next step.
-    async fn seal(&self, ctx: &Ctx, node: &Node, below: Chain, upper: keelway_store::Upper) -> Result<Chain, Failure> {
-        let key = locked(&self.keys).remove(&ctx.path).ok_or_else(|| Failure::bug("a build step without a key"))?;
+    async fn seal(
+        &self,
+        ctx: &Ctx,
+        node: &Node,
+        below: Chain,
+        upper: keelway_store::Upper,
+    ) -> Result<Chain, Failure> {
+        let key =
+            locked(&self.keys).remove(&ctx.path).ok_or_else(|| Failure::bug("a build step without a key"))?;
         let name = node.name.clone();
-        let chain = blocking(move || keelway_image::extend(&below, upper, &key).map_err(|e| step_failure(&name, &e))).await?;
+        let chain =
+            blocking(move || keelway_image::extend(&below, upper, &key).map_err(|e| step_failure(&name, &e)))
+                .await?;
         self.begin_layer(&chain);
         Ok(chain)
     }
@@ -254,7 +288,9 @@ impl Performer {
         let Some(top) = chain.snapshots.last().cloned() else { return };
         let (store, id) = (self.store().clone(), top.clone());
         let mut layers = locked(&self.layers);
-        layers.entry(top).or_insert_with(|| tokio::task::spawn_blocking(move || keelway_image::prepare_layer(&store, &id)));
+        layers.entry(top).or_insert_with(|| {
+            tokio::task::spawn_blocking(move || keelway_image::prepare_layer(&store, &id))
+        });
     }
 
     async fn assemble(&self, node: &Node, op: &AssembleOp, inputs: &[Output]) -> Result<Performed, Failure> {
@@ -264,12 +300,21 @@ impl Performer {
             if let Some(begun) = begun {
                 match begun.await {
                     Ok(layer) => drop(layer.map_err(|e| step_failure(&node.name, &e))?),
-                    Err(e) => return Err(Failure::bug(format!("{}: the thread that wrote a layer failed: {e}", node.name))),
+                    Err(e) => {
+                        return Err(Failure::bug(format!(
+                            "{}: the thread that wrote a layer failed: {e}",
+                            node.name
+                        )));
+                    }
                 }
             }
         }
-        let (store, op, created, name) = (self.store().clone(), op.clone(), self.subject.created, node.name.clone());
-        let image = blocking(move || keelway_image::assemble(&store, &op, &chain, created).map_err(|e| step_failure(&name, &e))).await?;
+        let (store, op, created, name) =
+            (self.store().clone(), op.clone(), self.subject.created, node.name.clone());
+        let image = blocking(move || {
+            keelway_image::assemble(&store, &op, &chain, created).map_err(|e| step_failure(&name, &e))
+        })
+        .await?;
         let result = image.manifest.digest.to_string();
         Ok(Performed::Output(Output::Image(image), Some(result)))
     }
@@ -324,7 +369,10 @@ impl Perform for Performer {
             Op::Mkdir(op) => {
                 let below = chain_of(inputs.first())?.clone();
                 let (op, store, name) = (op.clone(), self.store().clone(), node.name.clone());
-                let upper = blocking(move || keelway_image::mkdir::run(&op, &inputs, &store).map_err(|e| step_failure(&name, &e))).await?;
+                let upper = blocking(move || {
+                    keelway_image::mkdir::run(&op, &inputs, &store).map_err(|e| step_failure(&name, &e))
+                })
+                .await?;
                 self.seal(&ctx, node, below, upper).await.map(chain)
             }
             Op::Assemble(op) => self.assemble(node, op, &inputs).await,

@@ -12,7 +12,9 @@ fn tags(op: &PushOp, commit: Option<&str>, branch: Option<&str>) -> Result<Vec<T
         let tag = match rule {
             TagRule::Commit => match commit {
                 Some(c) => Some(c.parse().map_err(|e| Failure::bug(format!("the commit is no tag: {e}")))?),
-                None => return Err(Failure::failed("the tag `commit` needs a commit, and this run has none")),
+                None => {
+                    return Err(Failure::failed("the tag `commit` needs a commit, and this run has none"));
+                }
             },
             TagRule::Branch => branch.and_then(Tag::of_branch),
             TagRule::Literal(tag) => Some(tag.clone()),
@@ -22,7 +24,13 @@ fn tags(op: &PushOp, commit: Option<&str>, branch: Option<&str>) -> Result<Vec<T
     Ok(tags)
 }
 
-pub(crate) async fn run(performer: &Performer, ctx: &Ctx, node: &Node, op: &PushOp, inputs: &[Output]) -> Result<Performed, Failure> {
+pub(crate) async fn run(
+    performer: &Performer,
+    ctx: &Ctx,
+    node: &Node,
+    op: &PushOp,
+    inputs: &[Output],
+) -> Result<Performed, Failure> {
     let place = node.needs.iter().position(|n| *n == op.image);
     let Some(Output::Image(image)) = place.and_then(|i| inputs.get(i)) else {
         return Err(Failure::bug(format!("{}: the image to push is not among its inputs", node.name)));

@@ -7,7 +7,9 @@ use crate::{RunnerError, blocking, lower};
 use keelway_engine::{CancelToken, Failure, Options, RunReport, StepCache, Tee};
 use keelway_ledger::{AttemptHandle, Ledger, NewRun};
 use keelway_model::plan::BuildOp;
-use keelway_model::{Diagnostics, EventSink, ExitCode, Node, NodeId, Op, Output, Outcome, Plan, RunId, SourceText, Tree};
+use keelway_model::{
+    Diagnostics, EventSink, ExitCode, Node, NodeId, Op, Outcome, Output, Plan, RunId, SourceText, Tree,
+};
 use keelway_pipeline::{Definition, Event, Selection, Trigger};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,12 +30,21 @@ pub struct Prepared {
 
 /// Reads the definition of a pinned source and plans it. With errors in the pipeline file or in any
 /// Dockerfile that it names, all of them come back at once.
-pub async fn prepare(settings: &Settings, pinned: Pinned, event: Event, selection: Selection) -> Result<Prepared, RunnerError> {
+pub async fn prepare(
+    settings: &Settings,
+    pinned: Pinned,
+    event: Event,
+    selection: Selection,
+) -> Result<Prepared, RunnerError> {
     let settings = settings.clone();
     let task = move || -> Result<Prepared, RunnerError> {
         let definition = keelway_pipeline::load(&*pinned.subject.tree, keelway_pipeline::FILE_NAME)?;
-        let trigger =
-            Trigger { event, branch: pinned.subject.branch.clone(), commit: pinned.subject.commit.clone(), dirty: pinned.dirty };
+        let trigger = Trigger {
+            event,
+            branch: pinned.subject.branch.clone(),
+            commit: pinned.subject.commit.clone(),
+            dirty: pinned.dirty,
+        };
         keelway_pipeline::triggers(&definition, &trigger).map_err(RunnerError::NotTriggered)?;
         let plan = keelway_pipeline::plan(&definition, &trigger, &selection)?;
         let mut found = definition.warnings.clone();
@@ -43,7 +54,9 @@ pub async fn prepare(settings: &Settings, pinned: Pinned, event: Event, selectio
         }
         Ok(Prepared { plan, definition, pinned, warnings: found, event })
     };
-    tokio::task::spawn_blocking(task).await.map_err(|e| Failure::bug(format!("a worker of Keelway failed: {e}")))?
+    tokio::task::spawn_blocking(task)
+        .await
+        .map_err(|e| Failure::bug(format!("a worker of Keelway failed: {e}")))?
 }
 
 /// Records a run that is to be run.
@@ -52,7 +65,8 @@ pub fn record(ledger: &Ledger, prepared: &Prepared) -> Result<RunId, RunnerError
 }
 
 pub(crate) fn new_run(prepared: &Prepared) -> NewRun {
-    let names: Vec<&str> = prepared.plan.nodes.iter().filter(|n| n.skip.is_none()).map(|n| n.name.as_str()).collect();
+    let names: Vec<&str> =
+        prepared.plan.nodes.iter().filter(|n| n.skip.is_none()).map(|n| n.name.as_str()).collect();
     NewRun {
         repo: prepared.pinned.repo.clone(),
         commit: prepared.pinned.subject.commit.clone(),
@@ -101,7 +115,12 @@ async fn execute_attempt(
     cancel: CancelToken,
 ) -> Result<RunReport, RunnerError> {
     let subject = prepared.pinned.subject.clone();
-    let performer = Performer::new(settings.clone(), workspace.clone(), prepared.definition.registries.clone(), subject.clone())?;
+    let performer = Performer::new(
+        settings.clone(),
+        workspace.clone(),
+        prepared.definition.registries.clone(),
+        subject.clone(),
+    )?;
     let mut options = Options::new(attempt.run().clone(), Arc::clone(&settings.clock));
     options.attempt = attempt.attempt();
     options.commit = subject.commit;
@@ -110,7 +129,8 @@ async fn execute_attempt(
     }
     let sink = Tee(vec![Box::new(attempt.sink()), show]);
     let cache: Arc<dyn StepCache> = Arc::new(workspace.store.clone());
-    let report = keelway_engine::run(prepared.plan, Arc::new(performer), cache, Box::new(sink), options, cancel).await;
+    let report =
+        keelway_engine::run(prepared.plan, Arc::new(performer), cache, Box::new(sink), options, cancel).await;
     let report = report.map_err(|e| Failure::new(e.exit(), e.to_string()))?;
     if let Some(e) = &report.sink_error {
         return Err(Failure::outside(e.to_string()).into());
@@ -139,7 +159,8 @@ pub async fn build_image(
     show: Box<dyn EventSink>,
     cancel: CancelToken,
 ) -> Result<RunReport, RunnerError> {
-    let (tree, op, text, proxy) = (Arc::clone(&single.tree), single.op.clone(), single.dockerfile.clone(), settings.proxy_env.clone());
+    let (tree, op, text, proxy) =
+        (Arc::clone(&single.tree), single.op.clone(), single.dockerfile.clone(), settings.proxy_env.clone());
     // Opened once before anything is shown, so that a broken file is reported as one.
     let opened = tokio::task::spawn_blocking(move || match text {
         Some(text) => lower::open_text(tree, text, &op, &proxy),
@@ -154,9 +175,11 @@ pub async fn build_image(
     }
     // Nothing outside decides `created`: not the clock, not the place.
     let subject = Subject { tree: single.tree, commit: None, branch: None, created: settings.build_time };
-    let performer = Performer::new(settings.clone(), workspace.clone(), BTreeMap::new(), subject)?.with_dockerfile(single.dockerfile);
+    let performer = Performer::new(settings.clone(), workspace.clone(), BTreeMap::new(), subject)?
+        .with_dockerfile(single.dockerfile);
     let name = single.op.target.clone().unwrap_or_else(|| "image".into());
-    let node = Node { id: NodeId(0), name, needs: Vec::new(), op: Op::Build(single.op), timeout: None, skip: None };
+    let node =
+        Node { id: NodeId(0), name, needs: Vec::new(), op: Op::Build(single.op), timeout: None, skip: None };
     let plan = Plan { nodes: vec![node], result: Some(NodeId(0)) };
     let run: RunId = "build".parse().map_err(|_| Failure::bug("`build` is no run id"))?;
     let mut options = Options::new(run, Arc::clone(&settings.clock));

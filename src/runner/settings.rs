@@ -54,16 +54,23 @@ impl Settings {
     /// # Errors
     /// A rule names an authority that this machine does not know, or asks for plain http that the command
     /// line does not allow.
-    pub fn registry_client(&self, rules: &BTreeMap<String, RegistryRule>) -> Result<keelway_registry::Client, Failure> {
+    pub fn registry_client(
+        &self,
+        rules: &BTreeMap<String, RegistryRule>,
+    ) -> Result<keelway_registry::Client, Failure> {
         let settings = self.registry_settings(rules)?;
-        keelway_registry::Client::new(&self.http, settings).map_err(|e| Failure::new(ExitCode::Usage, e.to_string()))
+        keelway_registry::Client::new(&self.http, settings)
+            .map_err(|e| Failure::new(ExitCode::Usage, e.to_string()))
     }
 
     /// What is known of registries, the wishes of a pipeline file included.
     ///
     /// # Errors
     /// As [`Settings::registry_client`].
-    pub fn registry_settings(&self, rules: &BTreeMap<String, RegistryRule>) -> Result<RegistrySettings, Failure> {
+    pub fn registry_settings(
+        &self,
+        rules: &BTreeMap<String, RegistryRule>,
+    ) -> Result<RegistrySettings, Failure> {
         let mut settings = self.registry.clone();
         for host in &self.registry_http {
             settings.hosts.entry(host.clone()).or_default().plain_http = true;

@@ -18,12 +18,19 @@ fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
     }
 }
 
-pub(crate) async fn run(performer: &Performer, ctx: &Ctx, op: &StepsOp, inputs: &[Output]) -> Result<Performed, Failure> {
+pub(crate) async fn run(
+    performer: &Performer,
+    ctx: &Ctx,
+    op: &StepsOp,
+    inputs: &[Output],
+) -> Result<Performed, Failure> {
     let store = performer.store();
     let (chain, manifest) = match (&op.image, inputs.first()) {
         (ImageSource::Reference(name), _) => performer.image_by_name(ctx, name).await?,
         (ImageSource::Node(_), Some(Output::Image(image))) => (image.chain.clone(), image.manifest.clone()),
-        (ImageSource::Node(_), other) => return Err(Failure::bug(format!("the steps' image is {:?}", chain_of(other).err()))),
+        (ImageSource::Node(_), other) => {
+            return Err(Failure::bug(format!("the steps' image is {:?}", chain_of(other).err())));
+        }
     };
     let config = lower::config_of(store, &manifest)?.1.config;
     let mut base: Vec<(String, String)> = Vec::new();

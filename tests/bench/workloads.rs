@@ -10,17 +10,21 @@ pub struct Workload {
     pub name: &'static str,
     /// A file whose edit makes the `edited` column; none where there is none.
     pub edit: Option<&'static str>,
-    /// RUN steps, for the figure per RUN.
+    /// RUN steps that follow each other, for the figure per RUN; 0 where that says nothing.
     pub runs: u32,
+    /// The bases it stands on.
+    pub bases: &'static [&'static str],
+    /// Takes long enough that a few rounds must do.
+    pub slow: bool,
 }
 
 /// All of them, in the order of the table.
 pub const ALL: [Workload; 5] = [
-    Workload { name: "runs20", edit: None, runs: 20 },
-    Workload { name: "app", edit: Some("src/f7.txt"), runs: 3 },
-    Workload { name: "parallel8", edit: None, runs: 8 },
-    Workload { name: "many50k", edit: None, runs: 0 },
-    Workload { name: "big1g", edit: None, runs: 0 },
+    Workload { name: "runs20", edit: None, runs: 20, bases: &["busybox"], slow: false },
+    Workload { name: "app", edit: Some("src/f7.txt"), runs: 0, bases: &["busybox", "debian"], slow: false },
+    Workload { name: "parallel8", edit: None, runs: 0, bases: &["busybox"], slow: false },
+    Workload { name: "many50k", edit: None, runs: 0, bases: &[], slow: true },
+    Workload { name: "big1g", edit: None, runs: 0, bases: &[], slow: true },
 ];
 
 /// xorshift64*: small, and the same everywhere.
@@ -57,6 +61,16 @@ fn write(path: &Path, data: &[u8]) -> io::Result<()> {
 
 fn dockerfile(dir: &Path, lines: &[String]) -> io::Result<()> {
     write(&dir.join("Dockerfile"), (lines.join("\n") + "\n").as_bytes())
+}
+
+/// Copies a context that is there already.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("cp -a {}: {status}", from.display())))
+    }
 }
 
 /// Writes one workload into `dir`. The bases are called `busybox` and `debian`.

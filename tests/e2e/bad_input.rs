@@ -2,14 +2,14 @@
 
 use crate::build::{build, context, with_busybox};
 use crate::pipeline::{commit, repository};
-use crate::{Ended, World};
+use crate::{Ended, Test, World};
 use keelway_tests::env::{Env, Leaks, Output};
 use keelway_tests::registry::{Registry, User};
 use std::fs;
 use std::path::Path;
 
 /// The tests of this file.
-pub const TESTS: &[(&str, fn(&World) -> Ended)] = &[
+pub const TESTS: &[Test] = &[
     ("bad_input::a_broken_dockerfile", a_broken_dockerfile),
     ("bad_input::what_is_not_supported_is_refused_by_name", what_is_not_supported_is_refused_by_name),
     ("bad_input::an_unknown_base", an_unknown_base),
@@ -49,7 +49,12 @@ fn refused(env: &Env, code: i32, words: &[&str], run: impl FnOnce() -> Output) {
     }
     assert!(!out.stderr.contains("panicked"), "{}", out.stderr);
     assert_eq!(content(&env.store()), before, "the store is as before");
-    let left: Vec<_> = fs::read_dir(env.store().join("store/runs")).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+    let left: Vec<_> = fs::read_dir(env.store().join("store/runs"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
     assert!(left.is_empty(), "run directories are left: {left:?}");
     leaks.assert_none();
 }
@@ -57,14 +62,28 @@ fn refused(env: &Env, code: i32, words: &[&str], run: impl FnOnce() -> Output) {
 fn a_broken_dockerfile(world: &World) -> Ended {
     let env = with_busybox(world);
     let dir = context(&env, "c", &[("Dockerfile", "FROM busybox\nRUNN true\nCOPY --chwon=1 a b\nEXPOSE\n")]);
-    refused(&env, 2, &["Dockerfile:2:1", "RUNN", "RUN", "Dockerfile:3:6", "--chown", "Dockerfile:4:1"], || build(&env, &dir, &[]));
+    refused(
+        &env,
+        2,
+        &["Dockerfile:2:1", "RUNN", "RUN", "Dockerfile:3:6", "--chown", "Dockerfile:4:1"],
+        || build(&env, &dir, &[]),
+    );
     Ok(())
 }
 
 fn what_is_not_supported_is_refused_by_name(world: &World) -> Ended {
     let env = with_busybox(world);
-    let dir = context(&env, "c", &[("Dockerfile", "FROM busybox\nRUN touch /ran\nRUN --mount=type=cache,target=/c true\nADD https://example.com/x /x\n")]);
-    refused(&env, 2, &["Dockerfile:3", "--mount", "Dockerfile:4", "not supported yet"], || build(&env, &dir, &[]));
+    let dir = context(
+        &env,
+        "c",
+        &[(
+            "Dockerfile",
+            "FROM busybox\nRUN touch /ran\nRUN --mount=type=cache,target=/c true\nADD https://example.com/x /x\n",
+        )],
+    );
+    refused(&env, 2, &["Dockerfile:3", "--mount", "Dockerfile:4", "not supported yet"], || {
+        build(&env, &dir, &[])
+    });
     Ok(())
 }
 
@@ -94,7 +113,8 @@ fn a_registry_that_refuses_the_password(world: &World) -> Ended {
     let registry = Registry::start(None, Some(user)).expect("docker-registry starts");
     let wrong = User { name: "kit", password: "wrong-and-secret" };
     fs::create_dir_all(env.home().join(".docker")).expect("folders can be made");
-    fs::write(env.home().join(".docker/config.json"), wrong.docker_config(&registry.host())).expect("files can be written");
+    fs::write(env.home().join(".docker/config.json"), wrong.docker_config(&registry.host()))
+        .expect("files can be written");
     let repo = repository(&env, &registry.host(), "true");
     commit(&env, &repo, "again");
     let out = env.keelway_in(&repo, &["run"]).expect(4);
@@ -109,12 +129,18 @@ fn a_full_disk(world: &World) -> Ended {
     let env = world.env();
     let disk = env.path().join("disk");
     fs::create_dir(&disk).expect("folders can be made");
-    let mount = |args: &[&str]| env.command("mount").args(args).arg(&disk).status().expect("mount runs").success();
+    let mount =
+        |args: &[&str]| env.command("mount").args(args).arg(&disk).status().expect("mount runs").success();
     assert!(mount(&["-t", "tmpfs", "-o", "size=16m", "tmpfs"]), "a small tmpfs can be mounted");
     let env = env.with_var("KEELWAY_STATE", disk.to_str().expect("UTF-8"));
-    let layout = keelway_tests::base::oci_layout(keelway_tests::base::Base::Busybox).expect("a busybox image can be made");
+    let layout = keelway_tests::base::oci_layout(keelway_tests::base::Base::Busybox)
+        .expect("a busybox image can be made");
     env.keelway(&["image", "load", layout.to_str().expect("UTF-8"), "busybox"]).expect(0);
-    let dir = context(&env, "c", &[("Dockerfile", "FROM busybox\nRUN echo small > /a\nRUN dd if=/dev/zero of=/big bs=1M count=64\n")]);
+    let dir = context(
+        &env,
+        "c",
+        &[("Dockerfile", "FROM busybox\nRUN echo small > /a\nRUN dd if=/dev/zero of=/big bs=1M count=64\n")],
+    );
     let out = build(&env, &dir, &[]);
     let small = context(&env, "d", &[("Dockerfile", "FROM busybox\nRUN echo small > /a\n")]);
     let after = build(&env, &small, &[]);

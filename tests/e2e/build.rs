@@ -1,16 +1,19 @@
 //! Image builds without a pipeline: `keelway image build`.
 
-use crate::{Ended, World};
+use crate::{Ended, Test, World};
 use keelway_tests::base::{self, Base};
 use keelway_tests::env::{Env, Output};
 use std::fs;
 use std::path::Path;
 
 /// The tests of this file.
-pub const TESTS: &[(&str, fn(&World) -> Ended)] = &[
+pub const TESTS: &[Test] = &[
     ("build::an_unchanged_build_hits_everywhere", an_unchanged_build_hits_everywhere),
     ("build::an_edited_file_reruns_only_what_depends_on_it", an_edited_file_reruns_only_what_depends_on_it),
-    ("build::a_failing_run_says_which_and_shows_its_last_lines", a_failing_run_says_which_and_shows_its_last_lines),
+    (
+        "build::a_failing_run_says_which_and_shows_its_last_lines",
+        a_failing_run_says_which_and_shows_its_last_lines,
+    ),
 ];
 
 /// An environment whose store knows `busybox`.
@@ -53,7 +56,14 @@ fn nodes(output: &Output, event: &str) -> Vec<String> {
 
 fn an_unchanged_build_hits_everywhere(world: &World) -> Ended {
     let env = with_busybox(world);
-    let dir = context(&env, "c", &[("Dockerfile", "FROM busybox\nWORKDIR /w\nCOPY a .\nRUN cat a > b\nRUN echo 2 > c\n"), ("a", "1\n")]);
+    let dir = context(
+        &env,
+        "c",
+        &[
+            ("Dockerfile", "FROM busybox\nWORKDIR /w\nCOPY a .\nRUN cat a > b\nRUN echo 2 > c\n"),
+            ("a", "1\n"),
+        ],
+    );
     let first = build(&env, &dir, &[]).expect(0);
     let again = build(&env, &dir, &["--format", "json"]).expect(0);
     assert_eq!(nodes(&again, "cache-miss"), [""; 0], "{}", again.stdout);
@@ -79,7 +89,8 @@ fn an_edited_file_reruns_only_what_depends_on_it(world: &World) -> Ended {
 
 fn a_failing_run_says_which_and_shows_its_last_lines(world: &World) -> Ended {
     let env = with_busybox(world);
-    let dir = context(&env, "c", &[("Dockerfile", "FROM busybox\nRUN echo before; echo broken >&2; exit 3\n")]);
+    let dir =
+        context(&env, "c", &[("Dockerfile", "FROM busybox\nRUN echo before; echo broken >&2; exit 3\n")]);
     let out = build(&env, &dir, &[]).expect(1);
     for wanted in ["RUN echo before", "broken", "exit code 3"] {
         assert!(out.stderr.contains(wanted), "{wanted:?} is not in\n{}", out.stderr);

@@ -1,6 +1,6 @@
 //! Rolling updates on the rig of three hosts, reached over real OpenSSH.
 
-use crate::{Ended, World};
+use crate::{Ended, Test, World};
 use keelway_tests::demo::{self, Sender};
 use keelway_tests::load;
 use keelway_tests::rig::Rig;
@@ -9,7 +9,8 @@ use std::process::Output;
 use std::time::Duration;
 
 /// The tests of this file. One rig serves them in turn: they are one story.
-pub const TESTS: &[(&str, fn(&World) -> Ended)] = &[("deploy::a_fleet_from_first_deploy_to_rollback", a_fleet_from_first_deploy_to_rollback)];
+pub const TESTS: &[Test] =
+    &[("deploy::a_fleet_from_first_deploy_to_rollback", a_fleet_from_first_deploy_to_rollback)];
 
 fn keelway(rig: &Rig, args: &[&str]) -> Output {
     rig.deployer.command("keelway").args(args).output().expect("the binary starts")
@@ -30,14 +31,26 @@ fn expect(out: Output, code: i32) -> String {
     text
 }
 
-const NAMES: [&str; 7] = ["production", "--repo", "/root/web", "--ssh-config", "rig=/root/rig_ssh_config", "--registry-ca", "rig=/root/rig_ca.pem"];
+const NAMES: [&str; 7] = [
+    "production",
+    "--repo",
+    "/root/web",
+    "--ssh-config",
+    "rig=/root/rig_ssh_config",
+    "--registry-ca",
+    "rig=/root/rig_ca.pem",
+];
 
 fn deploy(rig: &Rig, verb: &str) -> Output {
     keelway(rig, &[&["deploy", verb][..], &NAMES[..]].concat())
 }
 
 fn version_at(rig: &Rig, host: usize) -> String {
-    rig.load.run(&["curl", "-sf", "--max-time", "5", &format!("http://198.18.0.{}/version", 11 + host)]).unwrap_or_default().trim().to_owned()
+    rig.load
+        .run(&["curl", "-sf", "--max-time", "5", &format!("http://198.18.0.{}/version", 11 + host)])
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 fn a_fleet_from_first_deploy_to_rollback(world: &World) -> Ended {
@@ -59,7 +72,9 @@ fn first_deploy(rig: &Rig) {
     }
     // One host's balancer is answered by replicas of all three: the logs of all hosts grow.
     for n in 0..60 {
-        rig.load.run(&["curl", "-sf", "--max-time", "5", &format!("http://198.18.0.11/work?id=spread-{n}")]).expect("the balancer answers");
+        rig.load
+            .run(&["curl", "-sf", "--max-time", "5", &format!("http://198.18.0.11/work?id=spread-{n}")])
+            .expect("the balancer answers");
     }
     let ids = demo::logged_ids_by_host(rig).expect("logs can be read");
     for (host, ids) in ids.iter().enumerate() {
@@ -92,7 +107,10 @@ fn replicas(rig: &Rig) -> Vec<String> {
     for host in hosts {
         for app in host["apps"].as_array().into_iter().flatten() {
             for r in app["replicas"].as_array().into_iter().flatten() {
-                found.push(format!("{} {} {} restarts {}", host["host"], r["replica"], r["digest"], r["restarts"]));
+                found.push(format!(
+                    "{} {} {} restarts {}",
+                    host["host"], r["replica"], r["digest"], r["restarts"]
+                ));
             }
         }
     }
@@ -109,7 +127,8 @@ fn the_same_commit_again_changes_nothing(rig: &Rig) {
 fn a_version_that_never_gets_healthy_is_rolled_back(rig: &Rig) {
     let app = rig.deployer.file("root/web/app.py");
     let good = fs::read_to_string(&app).expect("the example is there");
-    fs::write(&app, good.replace("self.answer(200, \"ok\")", "self.answer(500, \"not ok\")")).expect("files can be written");
+    fs::write(&app, good.replace("self.answer(200, \"ok\")", "self.answer(500, \"not ok\")"))
+        .expect("files can be written");
     let yml = rig.deployer.file("root/web/keelway.yml");
     let slow = fs::read_to_string(&yml).expect("the example is there");
     fs::write(&yml, slow.replace("deadline: 30s", "deadline: 3s")).expect("files can be written");
@@ -141,14 +160,22 @@ fn a_naive_stop_loses_requests(rig: &Rig) {
         std::thread::sleep(Duration::from_secs(1));
     }
     let book = sender.stop().expect("the load ends");
-    assert!(book.iter().any(|e| e.result.is_err()), "a replica killed under {} requests lost none", book.len());
+    assert!(
+        book.iter().any(|e| e.result.is_err()),
+        "a replica killed under {} requests lost none",
+        book.len()
+    );
 }
 
 fn a_changed_host_key_is_refused(rig: &Rig) {
     let file = rig.deployer.file("root/rig_known_hosts");
     let known = fs::read_to_string(&file).expect("the file is there");
     // Two hosts' keys change places.
-    fs::write(&file, known.replace("198.18.0.11", "X").replace("198.18.0.12", "198.18.0.11").replace('X', "198.18.0.12")).expect("files can be written");
+    fs::write(
+        &file,
+        known.replace("198.18.0.11", "X").replace("198.18.0.12", "198.18.0.11").replace('X', "198.18.0.12"),
+    )
+    .expect("files can be written");
     let text = expect(deploy(rig, "status"), 4);
     assert!(text.contains("host key") && text.contains("host1"), "{text}");
     fs::write(&file, known).expect("files can be written");

@@ -1,13 +1,13 @@
 //! `kill -9` of a build at random moments: the next start finds nothing left and builds right.
 
 use crate::build::{build, context, with_busybox};
-use crate::{Ended, World};
+use crate::{Ended, Test, World};
 use keelway_tests::env::Leaks;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// The tests of this file.
-pub const TESTS: &[(&str, fn(&World) -> Ended)] = &[
+pub const TESTS: &[Test] = &[
     ("kill::at_random_moments_of_a_build", at_random_moments_of_a_build),
     ("kill::the_next_start_does_not_touch_a_living_build", the_next_start_does_not_touch_a_living_build),
 ];
@@ -40,7 +40,8 @@ fn at_random_moments_of_a_build(world: &World) -> Ended {
     let mut random = std::process::id() | 1;
     for round in 0..kills() {
         // Each round has a step of its own at the start, so that something is always to be built.
-        let fresh = DOCKERFILE.replace("RUN echo 1 > /1", &format!("RUN echo 1 > /1; echo {round} > /dev/null"));
+        let fresh =
+            DOCKERFILE.replace("RUN echo 1 > /1", &format!("RUN echo 1 > /1; echo {round} > /dev/null"));
         std::fs::write(dir.join("Dockerfile"), fresh).expect("files can be written");
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let after = whole.mul_f64(f64::from(random >> 8) / f64::from(1u32 << 24));
@@ -62,8 +63,13 @@ fn at_random_moments_of_a_build(world: &World) -> Ended {
     std::fs::write(dir.join("Dockerfile"), DOCKERFILE).expect("files can be written");
     let out = build(&env, &dir, &[]).expect(0);
     assert_eq!(out.stdout, wanted, "the build after the kills is the build without them");
-    let runs: Vec<_> = std::fs::read_dir(env.store().join("store/runs")).expect("the store is there").flatten().map(|e| e.file_name()).collect();
-    let what = env.command("find").arg(env.store().join("store/runs")).arg("-ls").output().expect("find runs");
+    let runs: Vec<_> = std::fs::read_dir(env.store().join("store/runs"))
+        .expect("the store is there")
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    let what =
+        env.command("find").arg(env.store().join("store/runs")).arg("-ls").output().expect("find runs");
     assert!(runs.is_empty(), "run directories are left: {}", String::from_utf8_lossy(&what.stdout));
     leaks.assert_none();
     Ok(())
@@ -71,11 +77,23 @@ fn at_random_moments_of_a_build(world: &World) -> Ended {
 
 fn the_next_start_does_not_touch_a_living_build(world: &World) -> Ended {
     let env = with_busybox(world);
-    let slow = context(&env, "slow", &[("Dockerfile", "FROM busybox\nRUN touch /begun; sleep 2; echo done > /x\nRUN cat /x\n")]);
-    let child = env.command(&world.keelway).args(["image", "build"]).arg(&slow).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let slow = context(
+        &env,
+        "slow",
+        &[("Dockerfile", "FROM busybox\nRUN touch /begun; sleep 2; echo done > /x\nRUN cat /x\n")],
+    );
+    let child = env
+        .command(&world.keelway)
+        .args(["image", "build"])
+        .arg(&slow)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
     let quick = context(&env, "quick", &[("Dockerfile", "FROM busybox\nRUN echo quick > /x\n")]);
     for round in 0..5 {
-        std::fs::write(quick.join("Dockerfile"), format!("FROM busybox\nRUN echo {round} > /x\n")).expect("files can be written");
+        std::fs::write(quick.join("Dockerfile"), format!("FROM busybox\nRUN echo {round} > /x\n"))
+            .expect("files can be written");
         build(&env, &quick, &[]).expect(0);
     }
     let out = child.wait_with_output().expect("it ends");

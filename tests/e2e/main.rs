@@ -24,8 +24,11 @@ pub struct World {
 
 impl World {
     fn new() -> Self {
-        let keelway = env::binary(option_env!("CARGO_BIN_EXE_keelway")).expect("cargo builds the binary before this test");
-        let project = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).canonicalize().expect("the project is there");
+        let keelway = env::binary(option_env!("CARGO_BIN_EXE_keelway"))
+            .expect("cargo builds the binary before this test");
+        let project = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+            .canonicalize()
+            .expect("the project is there");
         Self { keelway, project }
     }
     /// A hermetic environment of its own.
@@ -37,6 +40,9 @@ impl World {
 /// Why a test cannot run here.
 pub struct Skip(pub String);
 
+/// A test: its name, and what it does.
+pub type Test = (&'static str, fn(&World) -> Ended);
+
 /// How a test ends when it does not panic.
 pub type Ended = Result<(), Skip>;
 
@@ -45,7 +51,8 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // One after the other: several look at the whole machine for what a run left behind.
     arguments.test_threads.get_or_insert(1);
-    let tests: Vec<(&'static str, fn(&World) -> Ended)> = [build::TESTS, pipeline::TESTS, bad_input::TESTS, kill::TESTS, deploy::TESTS].concat();
+    let tests: Vec<Test> =
+        [build::TESTS, pipeline::TESTS, bad_input::TESTS, kill::TESTS, deploy::TESTS].concat();
     let trials = tests
         .into_iter()
         .map(|(name, test)| {
@@ -58,7 +65,10 @@ fn main() {
                         Ok(())
                     }
                     Err(panic) => {
-                        let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+                        let text = panic
+                            .downcast_ref::<String>()
+                            .cloned()
+                            .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
                         Err(Failed::from(text.unwrap_or_else(|| "it panicked".into())))
                     }
                 }

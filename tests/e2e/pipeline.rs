@@ -1,18 +1,21 @@
 //! Pipelines from a checkout to a registry: `keelway run`, `plan`, `runs`.
 
 use crate::build::with_busybox;
-use crate::{Ended, World};
+use crate::{Ended, Test, World};
 use keelway_tests::env::Env;
 use keelway_tests::registry::Registry;
 use std::fs;
 use std::path::PathBuf;
 
 /// The tests of this file.
-pub const TESTS: &[(&str, fn(&World) -> Ended)] = &[
+pub const TESTS: &[Test] = &[
     ("pipeline::a_commit_is_built_tested_tagged_and_pushed", a_commit_is_built_tested_tagged_and_pushed),
     ("pipeline::a_failing_test_stops_before_the_push", a_failing_test_stops_before_the_push),
     ("pipeline::a_dirty_tree_is_named_and_never_pushed", a_dirty_tree_is_named_and_never_pushed),
-    ("pipeline::every_problem_of_the_file_is_reported_at_once", every_problem_of_the_file_is_reported_at_once),
+    (
+        "pipeline::every_problem_of_the_file_is_reported_at_once",
+        every_problem_of_the_file_is_reported_at_once,
+    ),
     ("pipeline::the_plan_says_why", the_plan_says_why),
     ("pipeline::runs_are_kept", runs_are_kept),
 ];
@@ -68,12 +71,23 @@ fn a_commit_is_built_tested_tagged_and_pushed(world: &World) -> Ended {
     // The digest that the run shows is the one that another tool finds.
     let inspect = env
         .command("skopeo")
-        .args(["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &format!("docker://{}/shop/web:{commit}", registry.host())])
+        .args([
+            "inspect",
+            "--tls-verify=false",
+            "--format",
+            "{{.Digest}}",
+            &format!("docker://{}/shop/web:{commit}", registry.host()),
+        ])
         .output()
         .expect("skopeo runs");
     let digest = String::from_utf8_lossy(&inspect.stdout).trim().to_owned();
     assert!(digest.starts_with("sha256:"), "{}", String::from_utf8_lossy(&inspect.stderr));
-    assert!((out.stdout.clone() + &out.stderr).contains(&digest), "{digest} is not in\n{}{}", out.stdout, out.stderr);
+    assert!(
+        (out.stdout.clone() + &out.stderr).contains(&digest),
+        "{digest} is not in\n{}{}",
+        out.stdout,
+        out.stderr
+    );
     Ok(())
 }
 

@@ -68,8 +68,7 @@ fn parent_dir() -> PathBuf {
         })
         .unwrap_or(0);
     let shm = Path::new("/dev/shm");
-    let room =
-        nix::sys::statvfs::statvfs(shm).map_or(0, |s| s.blocks_available() as u64 * s.fragment_size() as u64);
+    let room = nix::sys::statvfs::statvfs(shm).map_or(0, |s| s.blocks_available() * s.fragment_size());
     if free > 6 << 20 && room > 4 << 30 { shm.to_path_buf() } else { PathBuf::from("/var/tmp") }
 }
 

@@ -13,11 +13,14 @@ use std::io::Write;
 /// What runs on a target's hosts.
 pub async fn deploy(context: &Context, verb: DeployVerb) -> Result<(), CommandError> {
     let (target, source, names) = match &verb {
-        DeployVerb::Status { target, source, names } | DeployVerb::Rollback { target, source, names, .. } => (target, source, names),
+        DeployVerb::Status { target, source, names } | DeployVerb::Rollback { target, source, names, .. } => {
+            (target, source, names)
+        }
     };
     let settings = settings::settings(&context.global, names, &context.machine)?;
     let pinned = pinned(context, &settings, source).await?;
-    let definition = keelway_pipeline::load(&*pinned.subject.tree, keelway_pipeline::FILE_NAME).map_err(CommandError::Definition)?;
+    let definition = keelway_pipeline::load(&*pinned.subject.tree, keelway_pipeline::FILE_NAME)
+        .map_err(CommandError::Definition)?;
     let place = Place::open(&settings, &definition, target).await?;
     match &verb {
         DeployVerb::Status { .. } => status(context, &place).await,

@@ -59,8 +59,10 @@ fn dockerfile(args: &BuildArgs) -> Result<(String, Option<SourceText>), CommandE
     match file_real.strip_prefix(&dir_real).ok().and_then(Path::to_str) {
         Some(inside) => Ok((inside.to_owned(), None)),
         None => {
-            let text = fs::read_to_string(&file_real).map_err(|e| CommandError::usage(format!("{}: {e}", file.display())))?;
-            let name = file.file_name().map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned());
+            let text = fs::read_to_string(&file_real)
+                .map_err(|e| CommandError::usage(format!("{}: {e}", file.display())))?;
+            let name =
+                file.file_name().map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned());
             Ok((name, Some(SourceText::new(file.display().to_string(), text))))
         }
     }
@@ -71,11 +73,20 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
     let settings = settings::settings(&context.global, names, &context.machine)?;
     let tags = args.tag.iter().map(|t| reference(t)).collect::<Result<Vec<_>, _>>()?;
     if let Some(tag) = tags.iter().find(|t| t.digest.is_some()) {
-        return Err(CommandError::usage(format!("-t {tag}: an image that is not built yet cannot be named by digest")));
+        return Err(CommandError::usage(format!(
+            "-t {tag}: an image that is not built yet cannot be named by digest"
+        )));
     }
     let (file, text) = dockerfile(&args)?;
     let tree = DirTree::open(&args.dir).map_err(|e| CommandError::usage(e.to_string()))?;
-    let op = BuildOp { context: ".".into(), file, target: args.target, args: build_args(&args.build_arg)?, platform: Platform::host(), limits: Limits::default() };
+    let op = BuildOp {
+        context: ".".into(),
+        file,
+        target: args.target,
+        args: build_args(&args.build_arg)?,
+        platform: Platform::host(),
+        limits: Limits::default(),
+    };
     let workspace = Workspace::open(&settings)?;
     let single = SingleBuild { tree: Arc::new(tree), op, dockerfile: text };
     let show = render::events(&context.style, render::Record::Nowhere);
@@ -86,7 +97,8 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
     if report.exit != ExitCode::Done {
         return Err(CommandError::Ended(report.exit));
     }
-    let image = image_of(&report).ok_or_else(|| CommandError::outside("the build gave no image; this is a bug in Keelway"))?;
+    let image = image_of(&report)
+        .ok_or_else(|| CommandError::outside("the build gave no image; this is a bug in Keelway"))?;
     for tag in &tags {
         workspace.store.set_reference(tag, &image.manifest).map_err(CommandError::outside)?;
     }
@@ -120,8 +132,14 @@ pub async fn pull(context: &Context, image: &str, names: &Names) -> Result<(), C
     let client = settings.registry_client(&BTreeMap::new())?;
     let store = &workspace.store;
     let progress = say_transfers(context);
-    let found = client.fetch_image(store, &name, &Platform::host(), Arc::clone(&progress)).await.map_err(CommandError::outside)?;
-    client.fetch_layers(store, &name.repository, &found.manifest, &found.config, progress).await.map_err(CommandError::outside)?;
+    let found = client
+        .fetch_image(store, &name, &Platform::host(), Arc::clone(&progress))
+        .await
+        .map_err(CommandError::outside)?;
+    client
+        .fetch_layers(store, &name.repository, &found.manifest, &found.config, progress)
+        .await
+        .map_err(CommandError::outside)?;
     store.set_reference(&name, &found.descriptor).map_err(CommandError::outside)?;
     context.print(&format!("{}\n", found.descriptor.digest))
 }
@@ -132,9 +150,14 @@ pub async fn push(context: &Context, image: &str, names: &Names) -> Result<(), C
     let (settings, workspace) = open(context, names)?;
     let client = settings.registry_client(&BTreeMap::new())?;
     let known = workspace.store.reference(&name).map_err(CommandError::outside)?;
-    let manifest = known.ok_or_else(|| CommandError::usage(format!("{name} is not in the store; `keelway image ls` lists what is")))?;
+    let manifest = known.ok_or_else(|| {
+        CommandError::usage(format!("{name} is not in the store; `keelway image ls` lists what is"))
+    })?;
     let tags: Vec<Tag> = name.effective_tag().into_iter().collect();
-    let pushed = client.push(&workspace.store, &manifest, &name.repository, &tags, say_transfers(context)).await.map_err(CommandError::outside)?;
+    let pushed = client
+        .push(&workspace.store, &manifest, &name.repository, &tags, say_transfers(context))
+        .await
+        .map_err(CommandError::outside)?;
     context.print(&format!("{}\n", pushed.digest()))
 }
 
@@ -142,20 +165,29 @@ pub async fn push(context: &Context, image: &str, names: &Names) -> Result<(), C
 pub fn load(context: &Context, layout: &Path, image: &str, select: Option<&str>) -> Result<(), CommandError> {
     let name = reference(image)?;
     let (_, workspace) = open(context, &Names::default())?;
-    let loaded = keelway_image::import::oci_layout(&workspace.store, layout, select, &name, &Platform::host()).map_err(CommandError::outside)?;
+    let loaded =
+        keelway_image::import::oci_layout(&workspace.store, layout, select, &name, &Platform::host())
+            .map_err(CommandError::outside)?;
     context.print(&format!("{}\n", loaded.digest))
 }
 
 /// `image ls`.
 pub fn ls(context: &Context) -> Result<(), CommandError> {
     let (_, workspace) = open(context, &Names::default())?;
-    let mut rows: Vec<(String, Digest)> =
-        workspace.store.references().map_err(CommandError::outside)?.into_iter().map(|(n, d)| (n.to_string(), d.digest)).collect();
+    let mut rows: Vec<(String, Digest)> = workspace
+        .store
+        .references()
+        .map_err(CommandError::outside)?
+        .into_iter()
+        .map(|(n, d)| (n.to_string(), d.digest))
+        .collect();
     rows.sort();
     let width = rows.iter().map(|(n, _)| n.len()).max().unwrap_or(0);
     let text: String = match context.global.format {
         Format::Text => rows.iter().map(|(n, d)| format!("{n:width$}  {d}\n")).collect(),
-        Format::Json => rows.iter().map(|(n, d)| format!("{}\n", serde_json::json!({"name": n, "digest": d}))).collect(),
+        Format::Json => {
+            rows.iter().map(|(n, d)| format!("{}\n", serde_json::json!({"name": n, "digest": d}))).collect()
+        }
     };
     context.print(&text)
 }

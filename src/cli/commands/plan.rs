@@ -10,7 +10,12 @@ use keelway_runner::run::prepare;
 use keelway_runner::watch;
 
 /// What would run, and why.
-pub async fn plan(context: &Context, stages: &[String], source: &Source, names: &Names) -> Result<(), CommandError> {
+pub async fn plan(
+    context: &Context,
+    stages: &[String],
+    source: &Source,
+    names: &Names,
+) -> Result<(), CommandError> {
     let settings = settings::settings(&context.global, names, &context.machine)?;
     let selection = watch::stage_names(stages)?;
     let pinned = pinned(context, &settings, source).await?;
@@ -40,6 +45,8 @@ pub async fn lint(context: &Context, source: &Source) -> Result<(), CommandError
 pub fn explain(context: &Context, code: &str) -> Result<(), CommandError> {
     match keelway_pipeline::explain(code) {
         Some(text) => context.print(&format!("{}\n", text.trim_end())),
-        None => Err(CommandError::usage(format!("{code:?} is no code of a diagnostic; it stands in brackets, for example error[K0102]"))),
+        None => Err(CommandError::usage(format!(
+            "{code:?} is no code of a diagnostic; it stands in brackets, for example error[K0102]"
+        ))),
     }
 }

@@ -27,7 +27,11 @@ fn find(ledger: &Ledger, text: Option<&str>) -> Result<RunId, CommandError> {
         return ledger.find_run(text).map_err(|e| CommandError::usage(e.to_string()));
     }
     let newest = ledger.runs(&Filter { limit: 1, ..Filter::default() }).map_err(CommandError::outside)?;
-    newest.into_iter().next().map(|r| r.id).ok_or_else(|| CommandError::usage("there is no run yet; `keelway run` makes one"))
+    newest
+        .into_iter()
+        .next()
+        .map(|r| r.id)
+        .ok_or_else(|| CommandError::usage("there is no run yet; `keelway run` makes one"))
 }
 
 fn state(attempt: Option<&AttemptRecord>) -> String {
@@ -67,7 +71,8 @@ fn ls(context: &Context, ledger: &Ledger, limit: u32) -> Result<(), CommandError
                 state(r.last.as_ref()),
                 r.created.to_string().chars().take(19).collect::<String>() + "Z",
                 r.last.as_ref().map_or_else(|| "-".into(), elapsed),
-                r.commit.as_ref().map_or("-", CommitId::short).to_owned() + &r.branch.as_ref().map(|b| format!(" {b}")).unwrap_or_default(),
+                r.commit.as_ref().map_or("-", CommitId::short).to_owned()
+                    + &r.branch.as_ref().map(|b| format!(" {b}")).unwrap_or_default(),
                 r.repo.clone(),
             ]
         })
@@ -102,7 +107,9 @@ fn outcome(state: &NodeState) -> String {
     match state {
         NodeState::Pending => "not started".into(),
         NodeState::Running => "running".into(),
-        NodeState::Ended(Outcome::Succeeded, ms) => format!("done in {}", format_duration(Duration::from_millis(*ms))),
+        NodeState::Ended(Outcome::Succeeded, ms) => {
+            format!("done in {}", format_duration(Duration::from_millis(*ms)))
+        }
         NodeState::Ended(Outcome::Cached, _) => "cached".into(),
         NodeState::Ended(Outcome::Skipped { reason }, _) => format!("skipped: {reason}"),
         NodeState::Ended(Outcome::Failed { message, .. }, _) => format!("failed: {message}"),
@@ -124,7 +131,8 @@ fn node_line(out: &mut String, node: &NodeRecord) {
 
 fn attempt_text(out: &mut String, detail: &AttemptDetail) {
     let a = &detail.attempt;
-    let _ = writeln!(out, "attempt {}: {}, began {}, took {}", a.attempt, state(Some(a)), a.started, elapsed(a));
+    let _ =
+        writeln!(out, "attempt {}: {}, began {}, took {}", a.attempt, state(Some(a)), a.started, elapsed(a));
     if let Some(message) = &a.message {
         let _ = writeln!(out, "  {}", render::clean(message));
     }
@@ -143,14 +151,19 @@ fn show(context: &Context, ledger: &Ledger, run: Option<&str>) -> Result<(), Com
     let id = find(ledger, run)?;
     if context.global.format == Format::Json {
         let events = ledger.events(&id, None).map_err(CommandError::outside)?;
-        let lines: Vec<String> = events.iter().map(|e| serde_json::to_string(e).unwrap_or_default() + "\n").collect();
+        let lines: Vec<String> =
+            events.iter().map(|e| serde_json::to_string(e).unwrap_or_default() + "\n").collect();
         return context.print(&lines.concat());
     }
     let detail = ledger.show(&id).map_err(CommandError::outside)?;
     let run = &detail.run;
     let mut out = format!("run {}\n  repository {}\n", run.id, render::clean(&run.repo));
     if let Some(commit) = &run.commit {
-        let _ = writeln!(out, "  commit     {commit}{}", run.branch.as_ref().map(|b| format!(" of {}", render::clean(b))).unwrap_or_default());
+        let _ = writeln!(
+            out,
+            "  commit     {commit}{}",
+            run.branch.as_ref().map(|b| format!(" of {}", render::clean(b))).unwrap_or_default()
+        );
     }
     let _ = writeln!(out, "  set off by {}, {}", run.event, run.created);
     for attempt in &detail.attempts {
@@ -164,13 +177,21 @@ fn below(detail: &AttemptDetail, stage: &str) -> Option<NodeId> {
     detail.nodes.iter().find(|n| n.path.len() == 1 && n.name == stage).map(|n| n.path[0])
 }
 
-fn logs(context: &Context, ledger: &Ledger, run: Option<&str>, stage: Option<&str>) -> Result<(), CommandError> {
+fn logs(
+    context: &Context,
+    ledger: &Ledger,
+    run: Option<&str>,
+    stage: Option<&str>,
+) -> Result<(), CommandError> {
     let id = find(ledger, run)?;
     let detail = ledger.show(&id).map_err(CommandError::outside)?;
     let only = match (stage, detail.attempts.last()) {
         (Some(stage), Some(last)) => {
-            let names: Vec<&str> = last.nodes.iter().filter(|n| n.path.len() == 1).map(|n| n.name.as_str()).collect();
-            let found = below(last, stage).ok_or_else(|| CommandError::usage(format!("run {id} has no stage {stage:?}; it has {}", names.join(", "))))?;
+            let names: Vec<&str> =
+                last.nodes.iter().filter(|n| n.path.len() == 1).map(|n| n.name.as_str()).collect();
+            let found = below(last, stage).ok_or_else(|| {
+                CommandError::usage(format!("run {id} has no stage {stage:?}; it has {}", names.join(", ")))
+            })?;
             Some(found)
         }
         _ => None,

@@ -227,8 +227,10 @@ fn live_lines_show_what_runs_and_leave_what_is_over() {
 
 /// The other side of the resize test: draws, and goes on when it is told to.
 #[test]
-#[ignore = "run by the resize test, in a terminal and a directory of its own"]
 fn child_that_draws_in_a_terminal() {
+    if std::env::var_os("KEELWAY_TEST_CHILD").is_none() {
+        return;
+    }
     let style = Style::plain(false);
     let mut live = live::Live::on_stderr(Story::new(style.clone(), Record::Kept), &style);
     let events = run_that_fails();
@@ -294,7 +296,7 @@ fn live_lines_leave_no_litter_when_the_terminal_gets_narrow() {
     let tmux = Tmux(dir.clone());
     let exe = std::env::current_exe().unwrap();
     let child = format!(
-        "cd {} && exec {} --exact render::tests::child_that_draws_in_a_terminal --ignored --nocapture --test-threads=1",
+        "cd {} && KEELWAY_TEST_CHILD=1 exec {} --exact render::tests::child_that_draws_in_a_terminal --nocapture --test-threads=1",
         dir.display(),
         exe.display()
     );

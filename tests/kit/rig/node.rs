@@ -6,6 +6,8 @@
 //! so a rig that is killed takes its nodes along. Both are the test binary itself: every program that
 //! uses a rig calls [`main_if_asked`] first.
 
+#![expect(clippy::exit, reason = "these are processes of their own, whose end is their meaning")]
+
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
