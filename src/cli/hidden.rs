@@ -15,15 +15,34 @@ pub fn run_if_asked() -> Option<ExitCode> {
     match verb.to_str()? {
         keelway_sandbox::INIT_ARGUMENT => keelway_sandbox::init_main(),
         "__host" => Some(host(&rest)),
-        "__balancer" => Some(with(BalancerSettings::from_args(&rest), balancer::run)),
-        "__supervise" => Some(with(SuperviseSettings::from_args(&rest), supervise::run)),
+        "__balancer" => {
+            diary();
+            Some(with(BalancerSettings::from_args(&rest), balancer::run))
+        }
+        "__supervise" => {
+            diary();
+            Some(with(SuperviseSettings::from_args(&rest), supervise::run))
+        }
         _ => None,
     }
 }
 
+/// What a process of a host has to say goes to its standard error, which whoever started it keeps as its diary.
+fn diary() {
+    let filter = std::env::var("KEELWAY_LOG").unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_default();
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr).try_init();
+}
+
 fn with<S, E: Display>(settings: Result<S, E>, run: impl FnOnce(S) -> Code) -> ExitCode {
     match settings {
-        Ok(settings) => run(settings).code().into(),
+        Ok(settings) => {
+            // Their standard error is the diary that messages point to.
+            let filter = tracing_subscriber::EnvFilter::new("info");
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+            run(settings).code().into()
+        }
         Err(e) => fail(&e, Code::Usage),
     }
 }
