@@ -9,7 +9,7 @@ use std::path::PathBuf;
     name = "keelway",
     version,
     propagate_version = true,
-    after_help = "Examples:\n  keelway run                              the pipeline of this checkout\n  keelway run --repo https://example.com/shop.git --commit main\n  keelway image build -t shop/web:dev .    one image, no pipeline\n  keelway runs ls                          what ran\n\nExit codes: 0 done, 1 a step failed, 2 wrong usage or definition, 3 cancelled, 4 the world outside failed,\n10 to 14 deploys (docs/exit-codes.md)."
+    after_help = "Examples:\n  keelway run                              the pipeline of this checkout\n  keelway run --repo https://example.com/shop.git --commit main\n  keelway image build -t shop/web:dev .    one image, no pipeline\n  keelway runs ls                          what ran\n\nExit codes: 0 done, 1 a step failed, 2 wrong usage or definition, 3 cancelled,\n4 the world outside failed, 10 to 14 deploys (docs/exit-codes.md)."
 )]
 pub struct Cli {
     /// What to do.
