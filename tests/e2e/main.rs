@@ -5,9 +5,13 @@
 
 mod bad_input;
 mod build;
+mod commands;
 mod deploy;
+mod deploy_faults;
 mod kill;
 mod pipeline;
+mod source;
+mod watch;
 
 use keelway_tests::env;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -47,12 +51,12 @@ pub type Test = (&'static str, fn(&World) -> Ended);
 pub type Ended = Result<(), Skip>;
 
 fn main() {
-    keelway_tests::rig::node::main_if_asked();
+    keelway_tests::main_if_asked();
     let mut arguments = Arguments::from_args();
     // One after the other: several look at the whole machine for what a run left behind.
     arguments.test_threads.get_or_insert(1);
     let tests: Vec<Test> =
-        [build::TESTS, pipeline::TESTS, bad_input::TESTS, kill::TESTS, deploy::TESTS].concat();
+        [build::TESTS, commands::TESTS, pipeline::TESTS, bad_input::TESTS, kill::TESTS, deploy::TESTS, deploy_faults::TESTS, source::TESTS, watch::TESTS].concat();
     let trials = tests
         .into_iter()
         .map(|(name, test)| {

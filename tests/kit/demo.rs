@@ -98,9 +98,15 @@ pub struct Sender {
 impl Sender {
     /// Starts one in the load node: `rate` requests a second through every host's balancer, `most` in all.
     pub fn start(rig: &Rig, prefix: &str, rate: u32, most: u32) -> io::Result<Self> {
+        let all: Vec<usize> = (0..rig.hosts.len()).collect();
+        Self::through(rig, &all, prefix, rate, most)
+    }
+
+    /// The same through the balancers of these hosts only.
+    pub fn through(rig: &Rig, hosts: &[usize], prefix: &str, rate: u32, most: u32) -> io::Result<Self> {
         let mut command = rig.load.command("keelway-rig");
-        command.args(["__load", prefix, &rate.to_string(), &most.to_string()]);
-        for i in 0..rig.hosts.len() {
+        command.args([load::VERB, prefix, &rate.to_string(), &most.to_string()]);
+        for i in hosts {
             command.arg(format!("198.18.0.{}:80", 11 + i));
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;

@@ -12,3 +12,10 @@ pub mod registry;
 pub mod rig;
 pub mod server;
 pub mod tls;
+
+/// Becomes a node of a rig or a load generator when the arguments say so; else returns at once. The kit starts
+/// the test binary itself for these: every program that uses a rig calls this first in `main`.
+pub fn main_if_asked() {
+    rig::node::main_if_asked();
+    load::main_if_asked();
+}

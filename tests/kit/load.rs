@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, BufRead as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -68,6 +68,45 @@ impl Entry {
             result,
         })
     }
+}
+
+/// The argument that makes a program of the kit a load generator: `__load PREFIX RATE MOST ADDRESS..`.
+pub const VERB: &str = "__load";
+
+/// Becomes a load generator when the arguments say so; else returns at once.
+pub fn main_if_asked() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [verb, prefix, rate, most, targets @ ..] = args.as_slice() else { return };
+    if verb != VERB {
+        return;
+    }
+    if let Err(e) = generate(prefix, rate, most, targets) {
+        let _ = writeln!(io::stderr(), "load generator: {e}");
+        std::process::exit(1);
+    }
+    std::process::exit(0);
+}
+
+/// Sends until standard input ends, then writes the book to standard output.
+fn generate(prefix: &str, rate: &str, most: &str, targets: &[String]) -> io::Result<()> {
+    let number = |s: &str| s.parse::<u32>().map_err(io::Error::other);
+    let targets =
+        targets.iter().map(|t| t.parse().map_err(io::Error::other)).collect::<io::Result<Vec<_>>>()?;
+    let load = Load { targets, rate: number(rate)?, most: number(most)?, prefix: prefix.to_owned() };
+    let (tell, told) = tokio::sync::oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = io::stdin().lock().lines().count();
+        let _ = tell.send(());
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let book = runtime.block_on(run(load, async {
+        let _ = told.await;
+    }));
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    for entry in book {
+        writeln!(out, "{}", entry.to_json())?;
+    }
+    out.flush()
 }
 
 /// The kinds of requests, in turn: method, fresh connection, milliseconds of work.

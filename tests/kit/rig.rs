@@ -5,6 +5,7 @@
 //!
 //! Addresses: registry 198.18.0.2, deployer .3, load generator .4, hosts from .11 on.
 
+pub mod look;
 pub mod node;
 
 use node::Node;

@@ -6,15 +6,14 @@
 
 use keelway_tests::base::{self, Base};
 use keelway_tests::demo;
-use keelway_tests::load::{self, Load};
 use keelway_tests::rig;
 use nix::sys::signal::{SigSet, Signal};
-use std::io::{self, BufRead, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 fn main() -> ExitCode {
-    rig::node::main_if_asked();
+    keelway_tests::main_if_asked();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
@@ -28,7 +27,6 @@ fn main() -> ExitCode {
             rig::reap();
             Ok(())
         }
-        ["__load", prefix, rate, most, targets @ ..] => send(prefix, rate, most, targets),
         _ => Err(io::Error::other("usage: keelway-rig demo KEELWAY EXAMPLE | bases | reap")),
     };
     match result {
@@ -54,27 +52,4 @@ fn guarded(args: &[String]) -> io::Result<()> {
     } else {
         Err(io::Error::other(format!("the demonstration ended with {status}")))
     }
-}
-
-/// Sends until standard input ends, then writes the book to standard output. A line `first` goes out
-/// before it, when the first 50 requests were answered.
-fn send(prefix: &str, rate: &str, most: &str, targets: &[&str]) -> io::Result<()> {
-    let number = |s: &str| s.parse::<u32>().map_err(io::Error::other);
-    let targets =
-        targets.iter().map(|t| t.parse().map_err(io::Error::other)).collect::<io::Result<Vec<_>>>()?;
-    let load = Load { targets, rate: number(rate)?, most: number(most)?, prefix: prefix.to_owned() };
-    let (tell, told) = tokio::sync::oneshot::channel::<()>();
-    std::thread::spawn(move || {
-        let _ = io::stdin().lock().lines().count();
-        let _ = tell.send(());
-    });
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let book = runtime.block_on(load::run(load, async {
-        let _ = told.await;
-    }));
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    for entry in book {
-        writeln!(out, "{}", entry.to_json())?;
-    }
-    out.flush()
 }
