@@ -37,12 +37,7 @@ fn diary() {
 
 fn with<S, E: Display>(settings: Result<S, E>, run: impl FnOnce(S) -> Code) -> ExitCode {
     match settings {
-        Ok(settings) => {
-            // Their standard error is the diary that messages point to.
-            let filter = tracing_subscriber::EnvFilter::new("info");
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
-            run(settings).code().into()
-        }
+        Ok(settings) => run(settings).code().into(),
         Err(e) => fail(&e, Code::Usage),
     }
 }
