@@ -9,12 +9,13 @@ use keelway_image::{KeyContext, StepError};
 use keelway_model::oci::Descriptor;
 use keelway_model::plan::{AssembleOp, BaseOp, BuildOp, Chain, ExecOp, Network};
 use keelway_model::{
-    CacheKey, CommitId, ExitCode, ImageRef, Node, NodeId, Op, Output, Platform, SnapshotId, Timestamp, Tree,
+    CacheKey, CommitId, ExitCode, ImageRef, Node, NodeId, Op, Output, Plan, Platform, SnapshotId, Timestamp,
+    Tree,
 };
 use keelway_pipeline::RegistryRule;
 use keelway_sandbox::{CapProfile, Launcher, LauncherConfig, ParentName};
 use keelway_store::{Layer, Store};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinHandle;
 
@@ -69,6 +70,14 @@ pub struct Subject {
 struct OpenBuild {
     context: Arc<dyn Tree>,
     ignore: Ignore,
+    /// The nodes whose snapshots are layers of the result: of no other step a layer is written.
+    layers: HashSet<NodeId>,
+}
+
+/// The nodes that the result of a build stands on, from top to base.
+fn chain_nodes(plan: &Plan) -> HashSet<NodeId> {
+    let below = |id: NodeId| plan.node(id).and_then(|n| n.needs.first().copied());
+    std::iter::successors(plan.result.and_then(below), |id| below(*id)).collect()
 }
 
 /// Performs the nodes of one run.
@@ -171,7 +180,8 @@ impl Performer {
         if plan.nodes.iter().any(|n| matches!(&n.op, Op::Exec(e) if e.network == Network::Host)) {
             ctx.notice("RUN sees this machine's network (until private networks come); the result may depend on what it fetches").await;
         }
-        let open = OpenBuild { context: opened.context, ignore: opened.ignore };
+        let layers = chain_nodes(&plan);
+        let open = OpenBuild { context: opened.context, ignore: opened.ignore, layers };
         locked(&self.builds).insert(ctx.path.clone(), Arc::new(open));
         Ok(Performed::SubPlan(plan))
     }
@@ -280,8 +290,19 @@ impl Performer {
         let chain =
             blocking(move || keelway_image::extend(&below, upper, &key).map_err(|e| step_failure(&name, &e)))
                 .await?;
-        self.begin_layer(&chain);
+        if self.build_of(ctx)?.layers.contains(&node.id) {
+            self.begin_layer(&chain);
+        }
         Ok(chain)
+    }
+
+    /// Waits for layers that nobody asked for any more, because their build failed: a thread that still works
+    /// would keep this process's run directory from being cleaned up.
+    pub async fn settle(&self) {
+        let left: Vec<_> = locked(&self.layers).drain().map(|(_, handle)| handle).collect();
+        for handle in left {
+            let _ = handle.await;
+        }
     }
 
     fn begin_layer(&self, chain: &Chain) {

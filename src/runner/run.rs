@@ -4,7 +4,7 @@ use crate::perform::{Performer, Subject, Workspace};
 use crate::settings::Settings;
 use crate::source::Pinned;
 use crate::{RunnerError, blocking, lower};
-use keelway_engine::{CancelToken, Failure, Options, RunReport, StepCache, Tee};
+use keelway_engine::{CancelToken, Failure, Options, Perform, RunReport, StepCache, Tee};
 use keelway_ledger::{AttemptHandle, Ledger, NewRun};
 use keelway_model::plan::BuildOp;
 use keelway_model::{
@@ -115,12 +115,12 @@ async fn execute_attempt(
     cancel: CancelToken,
 ) -> Result<RunReport, RunnerError> {
     let subject = prepared.pinned.subject.clone();
-    let performer = Performer::new(
+    let performer = Arc::new(Performer::new(
         settings.clone(),
         workspace.clone(),
         prepared.definition.registries.clone(),
         subject.clone(),
-    )?;
+    )?);
     let mut options = Options::new(attempt.run().clone(), Arc::clone(&settings.clock));
     options.attempt = attempt.attempt();
     options.commit = subject.commit;
@@ -129,8 +129,16 @@ async fn execute_attempt(
     }
     let sink = Tee(vec![Box::new(attempt.sink()), show]);
     let cache: Arc<dyn StepCache> = Arc::new(workspace.store.clone());
-    let report =
-        keelway_engine::run(prepared.plan, Arc::new(performer), cache, Box::new(sink), options, cancel).await;
+    let report = keelway_engine::run(
+        prepared.plan,
+        Arc::clone(&performer) as Arc<dyn Perform>,
+        cache,
+        Box::new(sink),
+        options,
+        cancel,
+    )
+    .await;
+    performer.settle().await;
     let report = report.map_err(|e| Failure::new(e.exit(), e.to_string()))?;
     if let Some(e) = &report.sink_error {
         return Err(Failure::outside(e.to_string()).into());
@@ -175,8 +183,10 @@ pub async fn build_image(
     }
     // Nothing outside decides `created`: not the clock, not the place.
     let subject = Subject { tree: single.tree, commit: None, branch: None, created: settings.build_time };
-    let performer = Performer::new(settings.clone(), workspace.clone(), BTreeMap::new(), subject)?
-        .with_dockerfile(single.dockerfile);
+    let performer = Arc::new(
+        Performer::new(settings.clone(), workspace.clone(), BTreeMap::new(), subject)?
+            .with_dockerfile(single.dockerfile),
+    );
     let name = single.op.target.clone().unwrap_or_else(|| "image".into());
     let node =
         Node { id: NodeId(0), name, needs: Vec::new(), op: Op::Build(single.op), timeout: None, skip: None };
@@ -187,7 +197,10 @@ pub async fn build_image(
         options.max_parallel = most;
     }
     let cache: Arc<dyn StepCache> = Arc::new(workspace.store.clone());
-    let report = keelway_engine::run(plan, Arc::new(performer), cache, show, options, cancel).await;
+    let report =
+        keelway_engine::run(plan, Arc::clone(&performer) as Arc<dyn Perform>, cache, show, options, cancel)
+            .await;
+    performer.settle().await;
     Ok(report.map_err(|e| Failure::new(e.exit(), e.to_string()))?)
 }
 

@@ -168,7 +168,9 @@ impl Watching<'_> {
         // What was thrown away is deleted between two runs, and not for long.
         let _ = self.workspace.store.empty_trash(TRASH);
         match report {
-            Ok(report) => self.watcher.say(&format!("{short}: run {run} ended with exit code {}", report.exit.code())),
+            Ok(report) => {
+                self.watcher.say(&format!("{short}: run {run} ended with exit code {}", report.exit.code()))
+            }
             // Recorded as its end; the next commit may be better.
             Err(e) if e.exit() == ExitCode::Usage => self.watcher.refused(&entry.commit, &run, &e),
             Err(e) => return Err(e),
