@@ -164,6 +164,7 @@ pub(crate) async fn run(
         ctx.notice(format!("{} requests were cut when the drain deadline passed", end.cut)).await;
     }
     if end.exit == ExitCode::Done {
+        ctx.notice(end.summary).await;
         let result = format!("{} {} on {}", op.app, image.digest(), op.target_name);
         return Ok(Performed::Output(Output::Nothing, Some(result)));
     }

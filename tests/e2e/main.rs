@@ -8,6 +8,7 @@ mod build;
 mod commands;
 mod deploy;
 mod deploy_faults;
+mod fleet;
 mod kill;
 mod pipeline;
 mod source;
