@@ -19,7 +19,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Every file of a store but its locks and what a process keeps of its own: what must be as before.
-fn content(store: &Path) -> Vec<String> {
+pub fn content(store: &Path) -> Vec<String> {
     fn walk(dir: &Path, top: &Path, out: &mut Vec<String>) {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let path = entry.path();

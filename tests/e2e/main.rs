@@ -11,7 +11,11 @@ mod deploy_faults;
 mod fleet;
 mod kill;
 mod pipeline;
+mod registries;
+mod reproducible;
+mod shipped;
 mod source;
+mod tools;
 mod watch;
 
 use keelway_tests::env;
@@ -57,7 +61,7 @@ fn main() {
     // One after the other: several look at the whole machine for what a run left behind.
     arguments.test_threads.get_or_insert(1);
     let tests: Vec<Test> =
-        [build::TESTS, commands::TESTS, pipeline::TESTS, bad_input::TESTS, kill::TESTS, deploy::TESTS, deploy_faults::TESTS, source::TESTS, watch::TESTS].concat();
+        [build::TESTS, commands::TESTS, pipeline::TESTS, shipped::TESTS, bad_input::TESTS, kill::TESTS, deploy::TESTS, deploy_faults::TESTS, source::TESTS, watch::TESTS, registries::TESTS, reproducible::TESTS, tools::TESTS].concat();
     let trials = tests
         .into_iter()
         .map(|(name, test)| {
