@@ -216,7 +216,8 @@ pub(crate) fn classify(e: &reqwest::Error, url: &Url, proxy: Option<String>, aft
 fn tls_problem(e: &rustls::Error) -> TlsProblem {
     match e {
         rustls::Error::InvalidCertificate(c) => match c {
-            CertificateError::UnknownIssuer => TlsProblem::UnknownAuthority,
+            // An authority that we trust has the same name as the one that signed, and another key.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => TlsProblem::UnknownAuthority,
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 TlsProblem::WrongName
             }

@@ -8,7 +8,7 @@ use crate::protocol::{self, Advertisement, Packet, ProtocolError};
 use crate::url::Transport;
 use crate::{GitSettings, RepoUrl, SourceError};
 use git2::Oid;
-use keelway_http::{Auth, Blocking, BlockingResponse, Body, HttpError, Request, Url, header};
+use keelway_http::{Auth, Blocking, BlockingResponse, Body, HttpError, Request, TlsProblem, Url, header};
 use keelway_model::Redacted;
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -98,6 +98,12 @@ impl<'a> Http<'a> {
         }
         let url = self.url.clone();
         match e {
+            HttpError::Tls { problem: TlsProblem::UnknownAuthority, .. } => SourceError::Certificate {
+                url,
+                cause: "its certificate is from an authority that is not trusted here; if it is yours, give the authority's \
+                        certificate (a PEM file) with --ca FILE"
+                    .into(),
+            },
             HttpError::Tls { .. } => SourceError::Certificate { url, cause: e.to_string() },
             HttpError::Redirect { .. } | HttpError::TooLong { .. } => self.protocol(e.to_string()),
             other => SourceError::Unreachable { url, cause: other.to_string() },

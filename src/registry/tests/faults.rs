@@ -271,7 +271,7 @@ async fn unknown_hosts_and_plain_http() {
         e.to_string(),
         format!(
             "cannot pull {host}/shop/app:t: {host} does not speak TLS; if it is a plain http registry that you trust, say so in \
-             keelway.yml (registries: {{{host}: {{http: true}}}})"
+             keelway.yml (registries: {{{host}: {{http: true}}}}) or with --registry-http {host}"
         )
     );
     assert!(server.seen().is_empty());
