@@ -57,8 +57,8 @@ impl RunReport {
 }
 
 /// The exit code of a run whose nodes asked for `codes`: the one that asks most of the reader wins.
-/// Cancelled (3), a bug (5), the deploy codes (14, 11, 10, 12, 13: from "look at the hosts now" to "nothing changed"),
-/// the world outside (4), wrong usage (2), failed (1), done (0).
+/// First what a deploy did to its hosts (14, 11, 10: the first two mean "look at them now"), then a bug (5), cancelled (3),
+/// a deploy that changed nothing (12, 13), the world outside (4), wrong usage (2), failed (1), done (0).
 pub fn overall_exit(codes: impl IntoIterator<Item = ExitCode>) -> ExitCode {
     codes.into_iter().max_by_key(|c| urgency(*c)).unwrap_or(ExitCode::Done)
 }
@@ -71,11 +71,11 @@ const fn urgency(code: ExitCode) -> u8 {
         ExitCode::Outside => 3,
         ExitCode::Preflight => 4,
         ExitCode::LeaseHeld => 5,
-        ExitCode::RolledBack => 6,
-        ExitCode::Halted => 7,
-        ExitCode::RollbackFailed => 8,
-        ExitCode::Bug => 9,
-        ExitCode::Cancelled => 10,
+        ExitCode::Cancelled => 6,
+        ExitCode::Bug => 7,
+        ExitCode::RolledBack => 8,
+        ExitCode::Halted => 9,
+        ExitCode::RollbackFailed => 10,
     }
 }
 
@@ -102,11 +102,11 @@ mod tests {
             Outside,
             Preflight,
             LeaseHeld,
+            Cancelled,
+            Bug,
             RolledBack,
             Halted,
             RollbackFailed,
-            Bug,
-            Cancelled,
         ];
         assert_eq!(order.len(), ExitCode::ALL.len());
         for pair in order.windows(2) {
