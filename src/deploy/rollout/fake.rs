@@ -156,13 +156,15 @@ impl Fleet {
     /// The same as a deployer may believe it: one that died since its last look is still counted, because nothing can
     /// be known of it.
     fn believed(&self) -> usize {
-        let just_died = |r: &ReplicaReport, age: Duration| match self.images.get(&r.spec.image.digest()) {
+        self.count(|r, age| self.seems_healthy(r, age))
+    }
+    /// Healthy now, or at the last look.
+    fn seems_healthy(&self, r: &ReplicaReport, age: Duration) -> bool {
+        let just_died = match self.images.get(&r.spec.image.digest()) {
             Some(Image::Dies(after)) => age <= *after + Duration::from_millis(60),
             _ => false,
         };
-        self.count(|r, age| {
-            r.state == ReplicaState::Healthy || (r.state == ReplicaState::Exited && just_died(r, age))
-        })
+        r.state == ReplicaState::Healthy || (r.state == ReplicaState::Exited && just_died)
     }
     fn count(&self, well: impl Fn(&ReplicaReport, Duration) -> bool) -> usize {
         let all = self.hosts.iter().flat_map(|h| h.replicas.values());
@@ -339,7 +341,8 @@ impl Fleet {
             ));
         }
         for b in backends {
-            let healthy = self.standing().iter().any(|s| s.1 == b.replica && s.2 == ReplicaState::Healthy);
+            let mut all = self.hosts.iter().filter_map(|h| h.replicas.get(&b.replica));
+            let healthy = all.any(|(r, started)| self.seems_healthy(r, self.now - *started));
             let new_here = self.hosts.iter().all(|h| !h.balancer.contains_key(&b.replica));
             if new_here && b.state == BackendState::Active && !healthy {
                 self.broken.push(format!("{} joined the balancers before it was healthy", b.replica));
