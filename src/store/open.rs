@@ -177,17 +177,15 @@ impl Store {
 
     fn check_after_boot(&self) -> Result<(), StoreError> {
         let root = &self.inner.root;
-        let last = std::fs::read_to_string(root.join("boot")).unwrap_or_default();
-        if last == self.inner.boot {
+        // A mark that cannot be read says nothing; in a new store there is nothing to check.
+        if std::fs::read_to_string(root.join("boot")).is_ok_and(|last| last == self.inner.boot) {
             return Ok(());
         }
-        if !last.is_empty() {
-            let mark = std::fs::metadata(root.join("synced")).and_then(|m| m.modified()).ok();
-            tracing::info!(store = %root.display(), "first start after a boot: checking what was not synced");
-            self.drop_unsynced_snapshots(mark)?;
-            self.check_unsynced_blobs(mark)?;
-        }
-        self.publish(root, "boot", self.inner.boot.as_bytes(), Sync::No)
+        let mark = std::fs::metadata(root.join("synced")).and_then(|m| m.modified()).ok();
+        tracing::info!(store = %root.display(), "first start after a boot: checking what was not synced");
+        self.drop_unsynced_snapshots(mark)?;
+        self.check_unsynced_blobs(mark)?;
+        self.publish(root, "boot", self.inner.boot.as_bytes(), Sync::Yes)
     }
 }
 

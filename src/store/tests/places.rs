@@ -231,8 +231,20 @@ fn what_a_crash_of_the_machine_may_have_lost_is_not_believed() {
     assert!(store.has_snapshot(&loose) && store.has_blob(&lost));
     drop(store);
     std::fs::write(path.join("boot"), "an earlier boot").unwrap();
-    let store = open(&path);
+    let mut store = open(&path);
     assert!(store.has_snapshot(&sealed) && store.has_blob(&sealed_blob));
     assert!(!store.has_snapshot(&loose), "an unsealed snapshot of an earlier boot");
     assert!(store.has_blob(&good) && !store.has_blob(&lost));
+    // A mark that a crash has emptied or lost is as good as that of an earlier boot.
+    for damage in ["emptied", "lost"] {
+        let loose = snapshot(&store, |r| write(r, "f", damage.as_bytes()));
+        drop(store);
+        match damage {
+            "emptied" => std::fs::write(path.join("boot"), "").unwrap(),
+            _ => std::fs::remove_file(path.join("boot")).unwrap(),
+        }
+        store = open(&path);
+        assert!(!store.has_snapshot(&loose) && store.has_snapshot(&sealed), "{damage}");
+        assert!(!std::fs::read_to_string(path.join("boot")).unwrap().is_empty());
+    }
 }
