@@ -35,21 +35,29 @@ impl Trash {
     }
 
     /// Deletes what is here, until nothing is left or `deadline` passes; says whether nothing is left.
-    /// Several processes may do so at once. Never follows a link; stays on this file system.
+    /// Several processes may do so at once. Never follows a link; stays on this file system. What cannot be
+    /// deleted does not keep the rest: the first error is returned at the end.
     pub fn empty(&self, deadline: Instant) -> io::Result<bool> {
         let root = Root::open(&self.dir)?;
+        let mut first = None;
         for item in root.list(b"")? {
-            if Instant::now() >= deadline || !root.remove_all_until(&item.name, deadline)? {
-                return Ok(false);
+            if Instant::now() >= deadline {
+                return first.map_or(Ok(false), Err);
+            }
+            match root.remove_all_until(&item.name, deadline) {
+                Ok(true) => {}
+                Ok(false) => return first.map_or(Ok(false), Err),
+                Err(e) => first = first.or(Some(e)),
             }
         }
-        Ok(true)
+        first.map_or(Ok(true), Err)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{IFlags, ioctl_setflags};
     use std::time::Duration;
 
     #[test]
@@ -66,5 +74,35 @@ mod tests {
         assert!(!trash.empty(Instant::now()).unwrap());
         assert!(trash.empty(Instant::now() + Duration::from_secs(60)).unwrap());
         assert!(trash.is_empty().unwrap());
+    }
+
+    /// A file that not even root can unlink, while this lives.
+    struct Immutable(std::fs::File);
+
+    impl Immutable {
+        fn make(path: &Path) -> Self {
+            let file = std::fs::File::create(path).unwrap();
+            ioctl_setflags(&file, IFlags::IMMUTABLE).unwrap();
+            Self(file)
+        }
+    }
+
+    impl Drop for Immutable {
+        fn drop(&mut self) {
+            ioctl_setflags(&self.0, IFlags::empty()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_deleted_does_not_keep_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stuck, later) = (dir.path().join("a"), dir.path().join("b"));
+        let held = Immutable::make(&stuck);
+        std::fs::write(&later, "").unwrap();
+        let trash = Trash::at(dir.path());
+        let error = trash.empty(Instant::now() + Duration::from_secs(60)).unwrap_err();
+        assert!(!later.exists() && stuck.exists(), "{error}");
+        drop(held);
+        assert!(trash.empty(Instant::now() + Duration::from_secs(60)).unwrap());
     }
 }
