@@ -15,8 +15,9 @@ pub enum Sync {
     No,
 }
 
-/// Puts `bytes` at `dir/name`, replacing what was there, with mode 0600. `name` is one component. On an
-/// error nothing was published and no temporary file is left.
+/// Puts `bytes` at `dir/name`, replacing what was there, with mode 0600. `name` is one component. After an
+/// error no temporary file is left and nothing was published, but for one case: with [`Sync::Yes`] the sync of
+/// the directory comes after the rename, so when that fails the new file is there and may not last.
 pub fn publish(dir: &Path, name: &str, bytes: &[u8], sync: Sync, faults: &Faults) -> io::Result<()> {
     publish_from(dir, dir, name, bytes, sync, faults)
 }
