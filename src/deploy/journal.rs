@@ -104,9 +104,14 @@ impl Journal {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
-                // Who it is helps, but is not worth another error.
+                // Who it is and since when helps, but is not worth another error.
+                let begun = lock.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
                 let _ = lock.take(1000).read_to_string(&mut text);
-                return Err(JournalError::Busy { app: app.clone(), who: text.trim().to_owned() });
+                let age = begun.map_or("a moment".to_owned(), keelway_model::format_duration);
+                return Err(JournalError::Busy {
+                    app: app.clone(),
+                    who: format!("{} since {age}", text.trim()),
+                });
             }
             Err(TryLockError::Error(e)) => return Err(at(&path)(e)),
         }
@@ -230,7 +235,7 @@ mod tests {
         let app: AppName = "web".parse().unwrap();
         let mut journal = Journal::open(dir.path(), &app, "me").unwrap();
         let busy = Journal::open(dir.path(), &app, "you").unwrap_err();
-        assert!(matches!(&busy, JournalError::Busy { who, .. } if who == "me"), "{busy}");
+        assert!(matches!(&busy, JournalError::Busy { who, .. } if who.starts_with("me since ")), "{busy}");
         assert_eq!(journal.unfinished().unwrap(), None);
         journal.begin(&line(3, begin())).unwrap();
         journal.write(&line(3, step())).unwrap();

@@ -27,6 +27,8 @@ const START: Duration = Duration::from_secs(120);
 const BEYOND_GRACE: Duration = Duration::from_secs(40);
 /// Between two looks while something is awaited.
 const LOOK: Duration = Duration::from_millis(20);
+/// For deleting what replicas wrote; the rest goes with the next one.
+const TRASH: Duration = Duration::from_secs(10);
 /// Logs of removed replicas that are kept for each app.
 const KEPT_LOGS: usize = 40;
 
@@ -360,9 +362,13 @@ impl Supervisor {
             prune_logs(&logs, app)
         })
         .map_err(|e| disk(&e, &format!("remove the files of replica {}", replica.id)))?;
-        // What a killed keeper left in the store and the cgroup tree goes when the store is opened.
-        let reaped = tokio::task::spawn_blocking(move || record::open_store(&settings).map(drop)).await;
-        if let Ok(Err(error)) = reaped {
+        // What a killed keeper left in the store and the cgroup tree is found when the store is opened, and what
+        // replicas wrote is deleted.
+        let cleared = tokio::task::spawn_blocking(move || match record::open_store(&settings) {
+            Ok(store) => store.empty_trash(TRASH).map(drop).map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        });
+        if let Ok(Err(error)) = cleared.await {
             tracing::warn!(%error, "cannot clear up the store");
         }
         Ok(())
