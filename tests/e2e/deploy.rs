@@ -122,7 +122,7 @@ fn a_version_that_never_gets_healthy_is_rolled_back(fleet: &mut Fleet) {
     let good = fleet.version_at(0);
     fleet.commit("bad", &Pipeline { deadline: "3s", ..Pipeline::default() }, |app| app.replace("self.answer(200, \"ok\")", "self.answer(500, \"not ok\")"));
     let text = expect(fleet.run(), 10);
-    holds(&text, &["rolled back to revision", "was not healthy within 3s (GET /healthz:", "500"]);
+    holds(&text, &["rolled back to revision", "was not healthy within 3.0s (GET /healthz:", "500"]);
     let book = fleet.assert_lossless(sender);
     assert!(book.iter().all(|e| e.result.as_ref() == Ok(&good)), "the bad version answered somebody");
     assert_eq!(fleet.replicas(), before);

@@ -70,7 +70,11 @@ impl Fleet {
     }
     /// The pipeline, begun.
     pub fn begin(&self) -> Running {
-        let mut child = self.rig.deployer.command("keelway").args(demo::RUN).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        self.begin_with(&demo::RUN)
+    }
+    /// Any command on the deployer, begun.
+    pub fn begin_with(&self, args: &[&str]) -> Running {
+        let mut child = self.rig.deployer.command("keelway").args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let (tell, lines) = mpsc::channel();
         let (out, err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let second = tell.clone();
