@@ -236,10 +236,14 @@ fn problem_text(problem: &Problem, repository: &Repository, doing: Doing) -> Str
              (registries: {{{registry}: {{http: true}}}}) or with --registry-http {registry}"
         ),
         Problem::Http(e) => e.to_string(),
-        Problem::Unexpected { status: StatusCode::BAD_REQUEST, .. } if keelway_http::is_loopback(registry) => format!(
-            "{problem}; loopback is asked by plain http: if it speaks TLS, say so by its authority's certificate, with \
+        Problem::Unexpected { status: StatusCode::BAD_REQUEST, .. }
+            if keelway_http::is_loopback(registry) =>
+        {
+            format!(
+                "{problem}; loopback is asked by plain http: if it speaks TLS, say so by its authority's certificate, with \
              --registry-ca {registry}=FILE"
-        ),
+            )
+        }
         Problem::Unexpected { .. } => {
             format!("{problem}; check that {registry} is an OCI registry and what its log says")
         }

@@ -8,7 +8,7 @@ use keelway_engine::{CancelToken, Failure, Options, Perform, RunReport, StepCach
 use keelway_ledger::{AttemptHandle, Ledger, NewRun};
 use keelway_model::plan::BuildOp;
 use keelway_model::{
-    Diagnostics, EventSink, ExitCode, Node, NodeId, Op, Outcome, Output, Plan, RunId, SourceText, Tree,
+    Diagnostics, EventSink, Node, NodeId, Op, Outcome, Output, Plan, RunId, SourceText, Tree,
 };
 use keelway_pipeline::{Definition, Event, Selection, Trigger};
 use std::collections::BTreeMap;
@@ -84,6 +84,9 @@ pub fn open_ledger(settings: &Settings) -> Result<Ledger, RunnerError> {
 }
 
 /// Runs a prepared run as the next attempt of `run`; events go to the ledger and to `show`.
+///
+/// # Errors
+/// It could not begin. What failed afterwards, the record of the run included, is in the report.
 pub async fn execute(
     settings: &Settings,
     workspace: &Workspace,
@@ -93,15 +96,41 @@ pub async fn execute(
     show: Box<dyn EventSink>,
     cancel: CancelToken,
 ) -> Result<RunReport, RunnerError> {
-    let attempt = {
-        let (ledger, run) = (ledger.clone(), run.clone());
-        blocking(move || ledger.begin_attempt(&run).map_err(|e| Failure::outside(e.to_string()))).await?
-    };
+    let attempt = begin(ledger, run).await?;
+    execute_begun(settings, workspace, attempt, prepared, show, cancel).await
+}
+
+/// Begins the next attempt of a run; refused while another process runs it.
+pub(crate) async fn begin(ledger: &Ledger, run: &RunId) -> Result<AttemptHandle, Failure> {
+    let (ledger, run) = (ledger.clone(), run.clone());
+    blocking(move || ledger.begin_attempt(&run).map_err(|e| Failure::outside(e.to_string()))).await
+}
+
+/// Runs an attempt that has begun.
+pub(crate) async fn execute_begun(
+    settings: &Settings,
+    workspace: &Workspace,
+    attempt: AttemptHandle,
+    prepared: Prepared,
+    show: Box<dyn EventSink>,
+    cancel: CancelToken,
+) -> Result<RunReport, RunnerError> {
     let result = execute_attempt(settings, workspace, &attempt, prepared, show, cancel).await;
-    if let Err(e) = &result {
-        // The engine never began: the record must say so all the same.
-        let outcome = Outcome::Failed { exit: e.exit().code(), message: e.to_string() };
-        blocking(move || attempt.finish(outcome).map_err(|e| Failure::outside(e.to_string()))).await?;
+    // Where the engine never began, or could not record its end, the record must say so all the same.
+    let (outcome, interrupted) = match &result {
+        Err(e) => (Outcome::Failed { exit: e.exit().code(), message: e.to_string() }, false),
+        Ok(report) if report.sink_error.is_some() => (report.outcome.clone(), report.interrupted),
+        Ok(_) => return result,
+    };
+    let run = attempt.run().clone();
+    let finished = blocking(move || {
+        let finished =
+            if interrupted { attempt.finish_interrupted(outcome) } else { attempt.finish(outcome) };
+        finished.map_err(|e| Failure::outside(e.to_string()))
+    });
+    if let Err(e) = finished.await {
+        // What happened matters more than that it could not be written down; the next start marks the attempt interrupted.
+        tracing::warn!("the end of run {run} was not recorded: {e}");
     }
     result
 }
@@ -127,7 +156,7 @@ async fn execute_attempt(
     if let Some(most) = settings.max_parallel {
         options.max_parallel = most;
     }
-    let sink = Tee(vec![Box::new(attempt.sink()), show]);
+    let sink = Tee::new(vec![Box::new(attempt.sink()), show]);
     let cache: Arc<dyn StepCache> = Arc::new(workspace.store.clone());
     let report = keelway_engine::run(
         prepared.plan,
@@ -139,11 +168,7 @@ async fn execute_attempt(
     )
     .await;
     performer.settle().await;
-    let report = report.map_err(|e| Failure::new(e.exit(), e.to_string()))?;
-    if let Some(e) = &report.sink_error {
-        return Err(Failure::outside(e.to_string()).into());
-    }
-    Ok(report)
+    Ok(report.map_err(|e| Failure::new(e.exit(), e.to_string()))?)
 }
 
 /// One build without a pipeline: `keelway image build`.
@@ -210,9 +235,4 @@ pub fn image_of(report: &RunReport) -> Option<&keelway_model::plan::ImageOutput>
         Output::Image(image) => Some(image),
         _ => None,
     }
-}
-
-/// The exit code of a run, as its command returns it.
-pub const fn exit(report: &RunReport) -> ExitCode {
-    report.exit
 }

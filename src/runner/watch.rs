@@ -7,7 +7,7 @@
 //! branch) ends the round, and the next round begins with that commit again.
 
 use crate::perform::Workspace;
-use crate::run::{execute, new_run, prepare};
+use crate::run::{begin, execute_begun, new_run, prepare};
 use crate::settings::Settings;
 use crate::source::{Pinned, at_commit, fetching};
 use crate::{RunnerError, blocking};
@@ -158,18 +158,22 @@ impl Watching<'_> {
         };
         let (new, position) = (new_run(&prepared), entry.position);
         let run = self.with_ledger(move |l| l.run_queued(position, &new)).await?;
-        if entry.run.is_some() {
+        // Another watcher of this branch may be at it.
+        let attempt = begin(self.ledger, &run).await?;
+        if attempt.attempt().0 > 1 {
             self.watcher.say(&format!("{short}: its run {run} was interrupted; running it again"));
         }
-        let sink = self.watcher.sink(&run);
-        let report =
-            execute(self.settings, self.workspace, self.ledger, &run, prepared, sink, self.cancel.clone())
-                .await;
+        let (sink, cancel) = (self.watcher.sink(&run), self.cancel.clone());
+        let report = execute_begun(self.settings, self.workspace, attempt, prepared, sink, cancel).await;
         // What was thrown away is deleted between two runs, and not for long.
         let _ = self.workspace.store.empty_trash(TRASH);
         match report {
             Ok(report) => {
-                self.watcher.say(&format!("{short}: run {run} ended with exit code {}", report.exit.code()))
+                self.watcher.say(&format!("{short}: run {run} ended with exit code {}", report.exit.code()));
+                // It was stopped for this, so the commit is still to be run.
+                if let Some(e) = report.sink_error {
+                    return Err(RunnerError::outside(e));
+                }
             }
             // Recorded as its end; the next commit may be better.
             Err(e) if e.exit() == ExitCode::Usage => self.watcher.refused(&entry.commit, &run, &e),

@@ -180,21 +180,19 @@ fn branches_tags_and_commits(world: &World) -> Ended {
     let two = repo.commit_file("services/app/greeting", "two\n").expect("git commits");
     repo.git(&["checkout", "-q", "main"]).expect("git switches");
     let url = repo.path().to_str().expect("UTF-8").to_owned();
-    for (reference, commit, text) in [
-        ("v1", &one, "one"),
-        ("main", &one, "one"),
-        ("fix/two", &two, "two"),
-        (two.as_str(), &two, "two"),
-        (&one[..8], &one, "one"),
-    ] {
+    let mut digests = Vec::new();
+    for (reference, commit) in
+        [("v1", &one), ("main", &one), (&one[..8], &one), ("fix/two", &two), (two.as_str(), &two)]
+    {
         let out = said(run(&env, &url, &["--commit", reference]).expect(0));
         has(&out, &[commit]);
-        let logs = env.keelway(&["runs", "show"]).expect(0).stdout;
-        has(&logs, &[commit]);
-        let digest =
-            logs.lines().find_map(|l| l.trim().strip_prefix("image:")).unwrap_or_default().to_owned();
-        assert!(!digest.is_empty(), "{text}: {logs}");
+        let show = env.keelway(&["runs", "show"]).expect(0).stdout;
+        has(&show, &[commit]);
+        let line = show.lines().find(|l| l.trim().starts_with("image:")).unwrap_or_default();
+        digests.push(line.split("-> ").nth(1).expect("a digest").to_owned());
     }
+    assert!(digests[..3].iter().all(|d| *d == digests[0]) && digests[3] == digests[4], "{digests:?}");
+    assert_ne!(digests[0], digests[3], "each is built of its own files");
     let near = run(&env, &url, &["--commit", "fix/tow"]).expect(4);
     has(&near.stderr, &["no branch, tag or commit", "fix/tow", "fix/two"]);
     // A commit that a force-push took away is not run, though the mirror still holds it.

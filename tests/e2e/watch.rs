@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
         a_killed_watcher_makes_attempt_2_of_the_same_run,
     ),
     ("watch::a_signal_ends_it_and_the_commit_stays", a_signal_ends_it_and_the_commit_stays),
+    ("watch::two_watchers_of_a_branch_run_nothing_twice", two_watchers_of_a_branch_run_nothing_twice),
     ("watch::a_force_push_is_said", a_force_push_is_said),
     ("watch::a_broken_definition_does_not_block_the_next", a_broken_definition_does_not_block_the_next),
     ("watch::a_server_that_is_down_is_waited_for", a_server_that_is_down_is_waited_for),
@@ -252,6 +253,29 @@ fn a_signal_ends_it_and_the_commit_stays(world: &World) -> Ended {
     let (status, said) = watcher.ends();
     assert_eq!(status.code(), Some(0), "{said}");
     assert_eq!(runs(&env), [(repo.head().expect("there is a commit"), "succeeded".to_owned(), 2)]);
+    Ok(())
+}
+
+fn two_watchers_of_a_branch_run_nothing_twice(world: &World) -> Ended {
+    let env = with_busybox(world);
+    let (server, open) = gate();
+    let repo = repository(&env, &format!("RUN wget -q -O - http://{}/gate\n", server.host()));
+    let url = url(&repo);
+    let watcher = Watching::start(&env, world, &url);
+    until("the step runs", || server.count("GET", "/gate") == 1);
+    let next = repo.commit_file("greeting", "1\n").expect("git commits");
+    // The second one finds both commits in the queue, may not have the first, and does not overtake it.
+    let out = once(&env, &url).expect(4);
+    assert!(out.stderr.contains("is being run by another process"), "{}", out.stderr);
+    assert!(!out.stderr.contains("interrupted"), "{}", out.stderr);
+    assert_eq!(server.count("GET", "/gate"), 1);
+    open.store(true, Ordering::SeqCst);
+    // The stalled answer never ends; a fresh attempt gets through.
+    watcher.signal(&env, "INT");
+    watcher.ends();
+    once(&env, &url).expect(0);
+    let first = repo.git(&["rev-parse", "HEAD~1"]).expect("there is one");
+    assert_eq!(runs(&env), [(first, "succeeded".to_owned(), 2), (next, "succeeded".to_owned(), 1)]);
     Ok(())
 }
 
