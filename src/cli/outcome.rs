@@ -1,6 +1,6 @@
 //! How a command ended, and how that is said.
 
-use keelway_engine::Failure;
+use keelway_engine::{Failure, RunReport};
 use keelway_model::{Diagnostics, ExitCode};
 use keelway_runner::RunnerError;
 
@@ -23,6 +23,14 @@ impl CommandError {
     /// The world outside failed.
     pub fn outside(e: impl std::fmt::Display) -> Self {
         Self::Failed(Failure::outside(e.to_string()))
+    }
+    /// How a run ended. Its story was told by its events; that they could not be recorded or shown is said here.
+    pub fn of_report(report: &RunReport) -> Result<(), Self> {
+        match &report.sink_error {
+            Some(e) => Err(Self::Failed(Failure::new(report.exit, e.to_string()))),
+            None if report.exit == ExitCode::Done => Ok(()),
+            None => Err(Self::Ended(report.exit)),
+        }
     }
     /// The exit code.
     pub const fn exit(&self) -> ExitCode {

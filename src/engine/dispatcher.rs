@@ -10,7 +10,7 @@ use crate::cancel::{CancelReason, CancelSource, CancelToken};
 use crate::node::{self, NodeEnd, Task};
 use crate::perform::{Failure, Perform};
 use crate::report::{NodeReport, RunReport, exit_of, overall_exit};
-use crate::sink::{self, Outlet};
+use crate::sink::{self, Outlet, SinkFailure};
 use keelway_model::plan::PlanError;
 use keelway_model::{
     Attempt, Clock, CommitId, EventKind, EventSink, ExitCode, Node, NodeId, Op, Outcome, Output, Plan,
@@ -471,7 +471,8 @@ impl Dispatcher {
     async fn close(mut self) -> RunReport {
         let root = &self.scopes[0];
         let stages = &self.cells[root.first..root.first + root.count];
-        let sink_failed = root.cancel.state().is_some_and(|c| c.reason == CancelReason::SinkFailed);
+        let reason = root.cancel.state().map(|c| c.reason);
+        let sink_failed = reason == Some(CancelReason::SinkFailed);
         let cancelled = |c: &&Cell| c.outcome == Some(Outcome::Cancelled);
         let codes = stages
             .iter()
@@ -489,20 +490,44 @@ impl Dispatcher {
             ExitCode::Cancelled => Outcome::Cancelled,
             exit => Outcome::Failed { exit: exit.code(), message: format!("failed: {}", failed.join(", ")) },
         };
+        let known = self.outlet.failure();
+        if let Some(failure) = &known {
+            (exit, outcome) = unrecorded(exit, outcome, failure);
+        }
+        let interrupted = exit != ExitCode::Done && reason >= Some(CancelReason::SinkFailed);
         let output = root.result.and_then(|id| stages[id.index()].output.clone());
         let elapsed = self.began.elapsed();
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-        self.emit(Vec::new(), EventKind::RunFinished { outcome: outcome.clone(), millis }).await;
-        let (events_lost, sink_error) = self.outlet.finish().await;
-        if let Some(error) = &sink_error {
-            exit = overall_exit([exit, ExitCode::Outside]);
-            outcome = match exit {
-                ExitCode::Cancelled => Outcome::Cancelled,
-                exit => Outcome::Failed { exit: exit.code(), message: error.message.clone() },
-            };
+        self.emit(Vec::new(), EventKind::RunFinished { outcome: outcome.clone(), millis, interrupted }).await;
+        let (events_lost, failure) = self.outlet.finish().await;
+        if let (None, Some(failure)) = (&known, &failure) {
+            (exit, outcome) = unrecorded(exit, outcome, failure);
         }
         let nodes = self.cells.into_iter().map(report).collect();
-        RunReport { outcome, exit, nodes, output, elapsed, events: self.seq, events_lost, sink_error }
+        let sink_error = failure.map(|f| f.error);
+        RunReport {
+            outcome,
+            exit,
+            interrupted,
+            nodes,
+            output,
+            elapsed,
+            events: self.seq,
+            events_lost,
+            sink_error,
+        }
+    }
+}
+
+/// How a run ended whose sink failed, too.
+fn unrecorded(exit: ExitCode, outcome: Outcome, failure: &SinkFailure) -> (ExitCode, Outcome) {
+    let message = match outcome {
+        Outcome::Failed { message, .. } => format!("{message}; {}", failure.error),
+        _ => failure.error.to_string(),
+    };
+    match overall_exit([exit, failure.exit]) {
+        ExitCode::Cancelled => (ExitCode::Cancelled, Outcome::Cancelled),
+        exit => (exit, Outcome::Failed { exit: exit.code(), message }),
     }
 }
 

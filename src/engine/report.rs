@@ -31,6 +31,8 @@ pub struct RunReport {
     pub outcome: Outcome,
     /// What the command line returns: see [`overall_exit`].
     pub exit: ExitCode,
+    /// Whether it was stopped before all was done: by whoever asked for it, or because it could not be recorded or shown.
+    pub interrupted: bool,
     /// Every node of the plan and of its sub-plans: first the plan's, in order, then each sub-plan's as it came.
     pub nodes: Vec<NodeReport>,
     /// The output of the plan's result node.
@@ -39,7 +41,7 @@ pub struct RunReport {
     pub elapsed: Duration,
     /// How many events it made.
     pub events: u64,
-    /// How many of them never reached the sink: only after the sink failed or hung.
+    /// How many of them the sink did not take: only when it failed or hung.
     pub events_lost: u64,
     /// Why the sink failed, where it did.
     pub sink_error: Option<SinkError>,

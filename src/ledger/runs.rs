@@ -116,6 +116,14 @@ impl AttemptHandle {
     /// Ends an attempt that never got to the engine, or whose engine could not start: records `RunFinished` as its next
     /// event. Does nothing when the attempt is over already.
     pub fn finish(&self, outcome: Outcome) -> Result<(), LedgerError> {
+        self.end(outcome, false)
+    }
+    /// The same for an attempt that was stopped before its end: a queued commit stays queued.
+    pub fn finish_interrupted(&self, outcome: Outcome) -> Result<(), LedgerError> {
+        self.end(outcome, true)
+    }
+
+    fn end(&self, outcome: Outcome, interrupted: bool) -> Result<(), LedgerError> {
         let ledger = &self.ledger;
         ledger.write("end an attempt", |tx| {
             let state: String =
@@ -126,9 +134,9 @@ impl AttemptHandle {
                 return Ok(());
             }
             let logged = ledger.log_store().last_seq(&self.run, self.attempt)?;
-            let kind = EventKind::RunFinished { outcome: outcome.clone(), millis: 0 };
+            let kind = EventKind::RunFinished { outcome: outcome.clone(), millis: 0, interrupted };
             append(tx, self.sql_token(), logged, ledger.now(), kind)?;
-            end_attempt(tx, self.sql_token(), ledger.now(), &outcome)
+            end_attempt(tx, self.sql_token(), ledger.now(), &outcome, interrupted)
         })
     }
 
@@ -278,13 +286,14 @@ pub(crate) fn insert_event(tx: &Transaction<'_>, token: i64, event: &RunEvent) -
     Ok(())
 }
 
-/// Ends an attempt, and with it the queued commit it was run for. A cancelled run's commit stays in the queue: nobody
-/// said that it shall not be run.
+/// Ends an attempt, and with it the queued commit it was run for. The commit of a run that was cancelled or interrupted
+/// stays in the queue: nobody said that it shall not be run, and a rollout that was stopped half-way is to be resumed.
 pub(crate) fn end_attempt(
     tx: &Transaction<'_>,
     token: i64,
     at: Timestamp,
     outcome: &Outcome,
+    interrupted: bool,
 ) -> Result<(), Refusal> {
     let (state, exit, message) = match outcome {
         Outcome::Succeeded | Outcome::Cached | Outcome::Skipped { .. } => {
@@ -297,7 +306,7 @@ pub(crate) fn end_attempt(
         "UPDATE attempts SET state = ?2, finished = ?3, exit = ?4, message = ?5 WHERE token = ?1",
         params![token, state.as_str(), at.0, exit, message],
     )?;
-    if state != AttemptState::Cancelled {
+    if state != AttemptState::Cancelled && !interrupted {
         let done = "UPDATE queue SET done = 1 WHERE run = (SELECT run FROM attempts WHERE token = ?1)";
         tx.execute(done, [token])?;
     }

@@ -48,8 +48,8 @@ impl LedgerSink {
             }
             for event in rows() {
                 insert_event(tx, token, event)?;
-                if let EventKind::RunFinished { outcome, .. } = &event.kind {
-                    end_attempt(tx, token, event.at, outcome)?;
+                if let EventKind::RunFinished { outcome, interrupted, .. } = &event.kind {
+                    end_attempt(tx, token, event.at, outcome, *interrupted)?;
                 }
             }
             Ok(())

@@ -68,6 +68,7 @@ fn story(run: &RunId) -> Vec<RunEvent> {
             EventKind::RunFinished {
                 outcome: Outcome::Failed { exit: 1, message: "failed: test".into() },
                 millis: 90,
+                interrupted: false,
             },
         ),
     ]
@@ -188,9 +189,17 @@ fn each_commit_is_queued_once_and_leaves_with_the_end_of_its_run() {
 
     ledger.begin_attempt(&run).unwrap().finish(Outcome::Cancelled).unwrap();
     assert_eq!(queue(&ledger).len(), 3, "a cancelled run is still to be run");
+    let halted = |interrupted| EventKind::RunFinished {
+        outcome: Outcome::Failed { exit: 11, message: "failed: deploy".into() },
+        millis: 1,
+        interrupted,
+    };
+    ledger.begin_attempt(&run).unwrap().sink().events(&[event(1, &[], halted(true))]).unwrap();
+    assert_eq!(queue(&ledger).len(), 3, "a rollout that was stopped half-way is still to be run");
+    assert_eq!(ledger.show(&run).unwrap().attempts[1].attempt.exit, Some(ExitCode::Halted));
     let attempt = ledger.begin_attempt(&run).unwrap();
     let failed = Outcome::Failed { exit: 1, message: "failed: test".into() };
-    attempt.sink().events(&[event(1, &[], EventKind::RunFinished { outcome: failed, millis: 1 })]).unwrap();
+    attempt.sink().events(&[event(1, &[], EventKind::RunFinished { outcome: failed, millis: 1, interrupted: false })]).unwrap();
     let left: Vec<_> = queue(&ledger).into_iter().map(|q| q.commit).collect();
     assert_eq!(left, [commit(2), commit(3)], "a failed run is over");
     ledger.drop_queued(queue(&ledger)[0].position).unwrap();

@@ -104,6 +104,10 @@ pub enum EventKind {
         outcome: Outcome,
         /// After how many milliseconds.
         millis: u64,
+        /// Whether it was stopped before all was done: somebody asked for it, or it could no longer be recorded. Such a
+        /// run is still to be run, whatever its outcome says.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        interrupted: bool,
     },
 }
 
@@ -194,7 +198,7 @@ pub enum WaitReason {
 pub trait EventSink: Send {
     /// Takes the events that gathered since the last call, in order of `seq`. When it returns `Ok`, a sink that
     /// records has recorded them. A slow sink slows the run down; it never loses events. After an error the run is
-    /// cancelled and the sink is not called again.
+    /// cancelled, and later events are still offered: a sink of several parts goes on with those that work.
     fn events(&mut self, batch: &[RunEvent]) -> Result<(), SinkError>;
 }
 

@@ -5,8 +5,9 @@ use crate::args::{Format, Names};
 use crate::machine::Machine;
 use crate::outcome::CommandError;
 use crate::{render, settings};
+use keelway_engine::Failure;
 use keelway_model::plan::BuildOp;
-use keelway_model::{Bytes, Digest, ExitCode, ImageRef, Limits, Platform, SourceText, Tag};
+use keelway_model::{Bytes, Digest, ImageRef, Limits, Platform, SourceText, Tag};
 use keelway_registry::{Progress, Stage};
 use keelway_runner::run::{SingleBuild, build_image, image_of};
 use keelway_runner::{Settings, Workspace};
@@ -94,11 +95,9 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
     // What was thrown away is deleted when the result is known, and not for long.
     let _ = workspace.store.empty_trash(TRASH);
     let report = report?;
-    if report.exit != ExitCode::Done {
-        return Err(CommandError::Ended(report.exit));
-    }
+    CommandError::of_report(&report)?;
     let image = image_of(&report)
-        .ok_or_else(|| CommandError::outside("the build gave no image; this is a bug in Keelway"))?;
+        .ok_or_else(|| Failure::bug("the build gave no image; this is a bug in Keelway, please report it"))?;
     for tag in &tags {
         workspace.store.set_reference(tag, &image.manifest).map_err(CommandError::outside)?;
     }

@@ -53,6 +53,5 @@ pub async fn run(
     let report = execute(&settings, &workspace, &ledger, &run, prepared, show, context.cancel.token()).await;
     // What was thrown away is deleted when the result is known, and not for long.
     let _ = workspace.store.empty_trash(super::image::TRASH);
-    let report = report?;
-    if report.exit == keelway_model::ExitCode::Done { Ok(()) } else { Err(CommandError::Ended(report.exit)) }
+    CommandError::of_report(&report?)
 }

@@ -105,7 +105,7 @@ impl<W: Write + Send> EventSink for Quiet<W> {
     fn events(&mut self, batch: &[RunEvent]) -> Result<(), SinkError> {
         for event in batch {
             self.story.tell(event);
-            if let EventKind::RunFinished { outcome, millis } = &event.kind {
+            if let EventKind::RunFinished { outcome, millis, .. } = &event.kind {
                 let line = self.story.end(outcome, *millis);
                 self.out.write(&format!("{line}\n"))?;
             }

@@ -154,7 +154,7 @@ impl Story {
                     Outcome::Cancelled => vec![line(Paint::Yellow, "x", format!("cancelled after {took}"))],
                 }
             }
-            EventKind::RunFinished { outcome, millis } => {
+            EventKind::RunFinished { outcome, millis, .. } => {
                 let mut said = self.failures();
                 said.push(Said::Line(self.end(outcome, *millis)));
                 said

@@ -150,3 +150,75 @@ async fn a_sink_that_fails_stops_the_run_and_says_why() {
         matches!(&report.outcome, Outcome::Failed { exit: 4, message } if message.contains("the disk is full"))
     );
 }
+
+/// Fails, or panics, once a node runs.
+struct Breaks {
+    panics: bool,
+}
+impl EventSink for Breaks {
+    fn events(&mut self, batch: &[RunEvent]) -> Result<(), SinkError> {
+        let runs = batch.iter().any(|e| matches!(e.kind, EventKind::Started { .. }));
+        assert!(!(runs && self.panics), "it was told to panic");
+        if runs { Err(SinkError { message: "cannot record: the disk is full".into() }) } else { Ok(()) }
+    }
+}
+
+async fn broken(sink: Box<dyn EventSink>, act: Act) -> RunReport {
+    let fake = Arc::new(Fake::of([("deploy", act)]));
+    let cache = Arc::new(MemoryCache::new());
+    let report = run(plan(&[("deploy", &[])]), fake, cache, sink, options(), CancelToken::never());
+    tokio::time::timeout(Duration::from_secs(60), report).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn hosts_that_a_stopped_rollout_left_mixed_are_told_of_when_nothing_can_be_recorded() {
+    let shown = Kept::default();
+    let tee = Tee::new(vec![Box::new(Breaks { panics: false }), Box::new(shown.clone())]);
+    let report = broken(Box::new(tee), Act::Undoes(ExitCode::Halted)).await;
+    assert_eq!((report.exit, report.interrupted), (ExitCode::Halted, true));
+    assert_eq!(report.sink_error.unwrap().message, "cannot record: the disk is full");
+    // Who looks on sees the node's failure and the end, although the first sink took no more.
+    let shown = shown.0.lock().unwrap();
+    assert_eq!(shown.len() as u64, report.events);
+    let [.., node, end] = shown.as_slice() else { panic!("{shown:?}") };
+    assert!(
+        matches!(&node.kind, EventKind::Finished { outcome: Outcome::Failed { exit: 11, .. }, .. }),
+        "{node:?}"
+    );
+    let EventKind::RunFinished { outcome: Outcome::Failed { exit: 11, message }, interrupted: true, .. } =
+        &end.kind
+    else {
+        panic!("{end:?}")
+    };
+    assert_eq!(message, "failed: deploy; cannot record: the disk is full");
+}
+
+#[tokio::test]
+async fn a_sink_that_panics_stops_the_run_as_a_bug() {
+    let report = broken(Box::new(Breaks { panics: true }), Act::Obeys).await;
+    assert_eq!(report.exit, ExitCode::Bug);
+    assert!(report.sink_error.unwrap().message.contains("panicked"));
+    assert!(report.events_lost > 0);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_node_that_succeeds_after_a_cancellation_is_not_started() {
+    let (here, go) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(0)));
+    let fake = Arc::new(Fake::of([("runs", Act::Waits(here.clone(), go.clone()))]));
+    let source = CancelSource::new();
+    let mut options = options();
+    options.grace = Duration::from_secs(3600);
+    let cache = MemoryCache::new();
+    let p = plan(&[("runs", &[]), ("next", &[0])]);
+    let run = run_with(p, &fake, &cache, options, source.token());
+    let stop = async {
+        here.notified().await;
+        source.cancel(CancelReason::Interrupt);
+        go.add_permits(1);
+    };
+    let (ran, ()) = tokio::join!(run, stop);
+    assert_eq!((ran.outcome("runs"), ran.outcome("next")), (&Outcome::Succeeded, &Outcome::Cancelled));
+    assert!(!ran.events_of("next").iter().any(|k| matches!(k, EventKind::Started { .. })));
+    assert_eq!(fake.performed(), ["runs"]);
+    assert_eq!((ran.report.exit, ran.report.interrupted), (ExitCode::Cancelled, true));
+}
