@@ -371,8 +371,9 @@ async fn leased(
                     let entry = Entry::Step(step.clone());
                     let line = Line { at: settings.clock.now(), epoch: claim.epoch, entry };
                     if let Err(e) = journal.write(&line) {
-                        emit(DeployEvent::Note { text: format!("stopping at this step: {e}") });
-                        machine.cancel();
+                        // No step without its line: this one is not sent, and the machine says where it ends.
+                        machine.withhold(e.to_string());
+                        continue;
                     }
                     let (ready, wanted) = machine.ready();
                     emit(DeployEvent::Step { step: step.clone(), ready, wanted });

@@ -154,6 +154,8 @@ impl Journal {
         let mut text = serde_json::to_vec(line).expect("a line is strings and numbers");
         text.push(b'\n');
         let io = |source| JournalError::Io { path: self.dir.clone(), source };
+        #[cfg(test)]
+        fault::hit().map_err(io)?;
         file.write_all(&text).and_then(|()| file.sync_data()).map_err(io)
     }
 
@@ -206,6 +208,32 @@ fn write_owner(dir: &Path) -> io::Result<String> {
     file.sync_all()?;
     std::fs::rename(&temp, dir.join("owner"))?;
     Ok(owner)
+}
+
+/// Writes of this thread that fail as on a full disk.
+#[cfg(test)]
+pub(crate) mod fault {
+    use std::cell::Cell;
+    use std::io;
+
+    thread_local! {
+        static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+
+    /// The next `n` lines are written, those after them are not; with `None` all are.
+    pub(crate) fn after(n: Option<u32>) {
+        LEFT.set(n);
+    }
+    pub(super) fn hit() -> io::Result<()> {
+        match LEFT.get() {
+            None => Ok(()),
+            Some(0) => Err(io::ErrorKind::StorageFull.into()),
+            Some(n) => {
+                LEFT.set(Some(n - 1));
+                Ok(())
+            }
+        }
+    }
 }
 
 #[cfg(test)]

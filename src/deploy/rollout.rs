@@ -160,7 +160,7 @@ pub enum OrderError {
 /// How a rollout ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// One of 0, 3 and 10 to 14.
+    /// One of 0, 3, 4 and 10 to 14.
     pub exit: ExitCode,
     /// One line for people.
     pub summary: String,
@@ -217,6 +217,8 @@ pub struct Machine {
     lease_at: Option<Duration>,
     lost: Option<String>,
     cancelled: bool,
+    /// Why a step was not sent.
+    withheld: Option<String>,
     changed: bool,
     pause: Duration,
     reasons: Vec<String>,
@@ -265,6 +267,7 @@ impl Machine {
             lease_at: None,
             lost: None,
             cancelled: false,
+            withheld: None,
             changed: false,
             pause: Duration::ZERO,
             reasons: Vec::new(),
@@ -305,6 +308,11 @@ impl Machine {
     pub fn cancel(&mut self) {
         self.cancelled = true;
     }
+    /// The step that [`Machine::next`] gave last was not sent, and none can be: it ends between two steps.
+    pub fn withhold(&mut self, reason: String) {
+        self.asked = None;
+        self.withheld = Some(reason);
+    }
     /// News of the lease.
     pub fn lease(&mut self, now: Duration, news: LeaseNews) {
         match news {
@@ -329,6 +337,18 @@ impl Machine {
             return self.end(ExitCode::LeaseHeld, "stopped: another deploy of this app took over");
         }
         self.lease_at.get_or_insert(now);
+        if let Some(reason) = self.withheld.take() {
+            self.reasons.push(reason);
+            let mixed = self.changed || self.goal.resumed || self.direction == Direction::Back;
+            return if mixed {
+                self.end(
+                    ExitCode::Halted,
+                    "halted between two steps; deploy again to go on once this machine is mended",
+                )
+            } else {
+                self.end(ExitCode::Outside, "stopped before anything was changed")
+            };
+        }
         if self.cancelled {
             return if self.changed {
                 self.end(ExitCode::Halted, "interrupted between two steps; deploy again to go on, or `keelway deploy rollback` to go back")
@@ -364,6 +384,7 @@ impl Machine {
     /// The answers to what [`Machine::next`] sent, in its order.
     pub fn answered(&mut self, now: Duration, answers: Vec<Result<Reply, OrderError>>) {
         let Some((step, hosts)) = self.asked.take() else { return };
+        self.changed |= step.kind.changes() && step.kind != StepKind::Pull;
         let mut all_good = true;
         for (host, answer) in hosts.into_iter().zip(answers) {
             match answer {
@@ -536,7 +557,6 @@ impl Machine {
             host: about_host.map(|h| self.world.hosts[h].name.clone()),
             replica: about.map(|a| a.1),
         };
-        self.changed |= kind.changes() && kind != StepKind::Pull;
         self.asked = Some((step.clone(), orders.iter().map(|o| o.0).collect()));
         let addressed = |(host, order): (usize, Order)| Addressed { host, deadline: deadline(&order), order };
         Next::Send(step, orders.into_iter().map(addressed).collect())

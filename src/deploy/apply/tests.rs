@@ -325,3 +325,28 @@ async fn a_bad_release_comes_back_with_its_log() {
         "{events}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_the_journal_cannot_take_is_not_given_to_any_host() {
+    use crate::journal::fault;
+    let rig = Rig::new(2);
+    assert_eq!(rig.apply("old").await.exit, ExitCode::Done);
+    let before = rig.fleet().done.len();
+    let steps = |from: usize| rig.fleet().done[from..].to_vec();
+    // The line that begins the journal is written, the first step's is not.
+    fault::after(Some(1));
+    let end = rig.apply("new").await;
+    assert_eq!((end.exit, end.changed), (ExitCode::Outside, false), "{end:?}");
+    assert!(end.reasons.iter().any(|r| r.contains("keeps its journal there")), "{end:?}");
+    assert_eq!(steps(before), Vec::<String>::new());
+    // Begin, pull, record and start are written; what would come next is not done.
+    fault::after(Some(4));
+    let end = rig.apply("new").await;
+    fault::after(None);
+    assert_eq!((end.exit, end.changed), (ExitCode::Halted, true), "{end:?}");
+    let done = steps(before);
+    assert!(done.last().is_some_and(|d| d.contains("EnsureReplica")), "{done:?}");
+    assert!(rig.fleet().available() >= 3);
+    assert_eq!(rig.apply("new").await.exit, ExitCode::Done);
+    rig.runs("new");
+}
