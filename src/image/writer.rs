@@ -8,7 +8,7 @@
 use crate::error::StepError;
 use keelway_disk::{NodeKind, Root};
 use keelway_model::{Tree, TreeEntry, TreeKind, TreePath};
-use keelway_store::View;
+use keelway_store::{View, is_for_images};
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
 
@@ -272,10 +272,9 @@ impl Writer {
         self.upper.set_owner(at, uid, gid).map_err(wrong("set the owner of", path))?;
         self.upper.set_mode(at, meta.mode & 0o7777).map_err(wrong("set the mode of", path))?;
         for (name, value) in &meta.xattrs {
-            if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
-                continue;
+            if is_for_images(name) {
+                self.upper.set_xattr(at, name, value).map_err(wrong("set an extended attribute of", path))?;
             }
-            self.upper.set_xattr(at, name, value).map_err(wrong("set an extended attribute of", path))?;
         }
         Ok(())
     }

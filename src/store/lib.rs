@@ -27,6 +27,10 @@ mod refs;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+/// Reading foreign tars: the one reader of them, for layers and for `ADD`.
+pub mod tar {
+    pub use crate::layer::parse::{Archive, Member, MemberKind, ParseError, is_tar};
+}
 mod view;
 mod walk;
 
@@ -39,3 +43,4 @@ pub use layer::{Compression, Layer, UnpackError, UnpackLimits};
 pub use open::{ReapedRun, Store};
 pub use snapshot::{LAYER_TIME, SnapshotMeta, Upper};
 pub use view::View;
+pub use walk::overlay::is_for_images;

@@ -80,8 +80,9 @@ pub(crate) mod overlay {
         xattrs.iter().any(|(n, v)| (n == OPAQUE || n == USER_OPAQUE) && v == b"y")
     }
 
-    /// Whether an attribute goes into an image: file capabilities and what users set.
-    pub(crate) fn is_for_images(name: &[u8]) -> bool {
+    /// Whether an extended attribute goes into an image: file capabilities and what users set (`user.`), but
+    /// nothing of overlayfs.
+    pub fn is_for_images(name: &[u8]) -> bool {
         (name == b"security.capability" || name.starts_with(b"user.")) && !is_private(name)
     }
 

@@ -1,22 +1,23 @@
 //! `ADD` of local archives: plain and gzip tars, told by their content.
 //!
-//! An archive is hostile. Names are clamped at the destination; a parent that is a link is followed inside the
+//! An archive is hostile. It is read by the same strict reader as layers ([`keelway_store::tar`]). Names are clamped at the destination; a parent that is a link is followed inside the
 //! root of the image, never outside; hard links name earlier entries only; the number of entries, the bytes
-//! and the ratio of compression are bounded. Nothing outside this process unpacks anything.
+//! and the ratio of compression are bounded. Device nodes are left out and only the attributes that images may
+//! carry are kept, as when layers are unpacked. Nothing outside this process unpacks anything.
 
 use crate::error::StepError;
 use crate::writer::{Meta, There, Writer, wrong};
 use flate2::read::MultiGzDecoder;
+use keelway_disk::NodeKind;
 use keelway_model::{TreeKind, TreePath};
 use keelway_store::UnpackLimits;
+use keelway_store::tar::{self, Member, MemberKind, ParseError, is_tar};
 use std::cell::Cell;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::rc::Rc;
 
 /// Links followed in one path at most.
 const MAX_LINKS: usize = 40;
-/// Longest path of an entry, in bytes.
-const MAX_PATH: usize = 4096;
 /// Unpacked bytes that are free of the ratio's bound.
 const FREE: u64 = 100 << 20;
 
@@ -61,17 +62,6 @@ fn head(from: &mut dyn Read) -> io::Result<Vec<u8>> {
     }
     head.truncate(len);
     Ok(head)
-}
-
-/// A first block whose checksum is right.
-fn is_tar(head: &[u8]) -> bool {
-    let Some(block) = head.get(..512).filter(|b| b.iter().any(|x| *x != 0)) else { return false };
-    let mut digits =
-        block[148..156].iter().copied().filter(|b| !matches!(b, b' ' | 0)).map(|b| char::from(b).to_digit(8));
-    let said = digits.try_fold(0u32, |n, d| n.checked_mul(8)?.checked_add(d?));
-    let sum: u32 =
-        block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) }).sum();
-    said == Some(sum)
 }
 
 /// Counts what passes, and stops at a bound that may move.
@@ -121,14 +111,27 @@ pub(super) fn unpack_with(
         Archive::GzipTar => Box::new(MultiGzDecoder::new(raw)),
     };
     let most = move || limits.bytes.0.min(packed.get().saturating_mul(limits.ratio).saturating_add(FREE));
-    let mut tar = tar::Archive::new(Bounded { inner: plain, seen: Rc::default(), most: Box::new(most) });
-    let failed = |source| read_error(archive, source);
-    let mut unpacking = Unpacking { writer, dest, owner, archive };
-    for (i, entry) in tar.entries().map_err(failed)?.enumerate() {
-        if i as u64 >= limits.entries {
-            return Err(failed(io::Error::other(format!("more than {} entries", limits.entries))));
+    let plain = Bounded { inner: plain, seen: Rc::default(), most: Box::new(most) };
+    let mut tar = tar::Archive::new(BufReader::with_capacity(1 << 16, plain));
+    let mut unpacking = Unpacking { writer, dest, owner, archive, nodes: 0 };
+    let mut entries = 0;
+    loop {
+        let at = tar.offset;
+        let failed = |ParseError(why)| {
+            read_error(archive, io::Error::other(format!("{why} (at byte {at} of the tar)")))
+        };
+        let Some(member) = tar.next_member().map_err(failed)? else { break };
+        entries += 1;
+        if entries > limits.entries {
+            return Err(read_error(
+                archive,
+                io::Error::other(format!("it has more than {} entries", limits.entries)),
+            ));
         }
-        unpacking.entry(entry.map_err(failed)?)?;
+        unpacking.entry(&member, &mut tar)?;
+    }
+    if unpacking.nodes > 0 {
+        tracing::info!(%archive, nodes = unpacking.nodes, "device nodes of the archive were left out");
     }
     Ok(())
 }
@@ -142,6 +145,22 @@ struct Unpacking<'a> {
     dest: &'a TreePath,
     owner: Option<(u32, u32)>,
     archive: &'a TreePath,
+    /// Device nodes left out.
+    nodes: u64,
+}
+
+/// The content of the present entry.
+struct Content<'a, R>(&'a mut tar::Archive<R>);
+
+impl<R: BufRead> Read for Content<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let in_archive = |e: io::Error| io::Error::new(e.kind(), format!("reading the archive: {e}"));
+        let have = self.0.fill().map_err(in_archive)?;
+        let n = have.len().min(buf.len());
+        buf[..n].copy_from_slice(&have[..n]);
+        self.0.consume(n);
+        Ok(n)
+    }
 }
 
 impl Unpacking<'_> {
@@ -153,85 +172,48 @@ impl Unpacking<'_> {
         ))
     }
 
-    fn entry(&mut self, mut entry: tar::Entry<'_, impl Read>) -> Result<(), StepError> {
-        let name = entry.path_bytes().into_owned();
-        let kind = entry.header().entry_type();
-        if kind == tar::EntryType::XGlobalHeader {
-            return Ok(());
-        }
-        let Some(inside) = TreePath::clamped(&name).filter(|_| name.len() <= MAX_PATH) else {
-            return Err(self.refused(&name, "has a name that is too long or holds a NUL character"));
+    fn entry(&mut self, member: &Member, tar: &mut tar::Archive<impl BufRead>) -> Result<(), StepError> {
+        let name = &member.path;
+        let Some(inside) = TreePath::clamped(name) else {
+            return Err(self.refused(name, "has a name that holds a NUL character"));
         };
-        let meta = self.meta(&mut entry, &name)?;
         if inside.is_root() {
             // The archive's own root does not change the directory it is unpacked into.
             return Ok(());
         }
-        let to = self.place(&inside, &name)?;
+        if let MemberKind::Node(NodeKind::Device { .. }) = member.kind {
+            self.nodes += 1;
+            return Ok(());
+        }
+        let meta = Meta {
+            mode: member.mode,
+            owner: self.owner.unwrap_or((member.uid, member.gid)),
+            xattrs: member.xattrs.clone(),
+        };
+        let to = self.place(&inside, name)?;
         self.writer.parents(&to)?;
-        if kind.is_dir() {
+        if member.kind == MemberKind::Directory {
             self.writer.directory(&to)?;
             return self.writer.set(&to, &meta);
         }
         self.writer.replace_directory(&to)?;
-        if matches!(kind, tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse) {
-            let size = entry.size();
-            return self.writer.file(&to, &mut entry, size, &meta);
-        }
-        let target = entry.link_name_bytes().map(|t| t.into_owned()).unwrap_or_default();
-        match kind {
-            tar::EntryType::Symlink if target.is_empty() || target.contains(&0) => {
-                Err(self.refused(&name, "is a link to nothing"))
-            }
-            tar::EntryType::Symlink => self.writer.symlink(&to, &target, &meta),
-            tar::EntryType::Link => {
-                let Some(first) = TreePath::clamped(&target).filter(|t| !t.is_root()) else {
-                    return Err(self.refused(&name, "is a hard link to nothing"));
+        match &member.kind {
+            MemberKind::File(size) => self.writer.file(&to, &mut Content(tar), *size, &meta),
+            MemberKind::Symlink(target) => self.writer.symlink(&to, target, &meta),
+            MemberKind::HardLink(target) => {
+                let Some(first) = TreePath::clamped(target).filter(|t| !t.is_root()) else {
+                    return Err(self.refused(name, "is a hard link to nothing"));
                 };
-                let first = self.place(&first, &name)?;
+                let first = self.place(&first, name)?;
                 if !self.writer.in_layer(&first)? {
                     return Err(
-                        self.refused(&name, "is a hard link to something that is not earlier in the archive")
+                        self.refused(name, "is a hard link to something that is not earlier in the archive")
                     );
                 }
                 self.writer.link(&first, &to)
             }
-            tar::EntryType::Fifo => self.writer.node(&to, &TreeKind::Fifo, &meta),
-            tar::EntryType::Char | tar::EntryType::Block => {
-                let number = |n: io::Result<Option<u32>>| n.ok().flatten().unwrap_or_default();
-                let header = entry.header();
-                let (major, minor) = (number(header.device_major()), number(header.device_minor()));
-                let device = TreeKind::Device { character: kind == tar::EntryType::Char, major, minor };
-                self.writer.node(&to, &device, &meta)
-            }
-            _ => Err(self.refused(
-                &name,
-                format!("is of a kind that is not supported ({:?})", char::from(kind.as_byte())),
-            )),
+            _ => self.writer.node(&to, &TreeKind::Fifo, &meta),
         }
-    }
-
-    fn meta(&self, entry: &mut tar::Entry<'_, impl Read>, name: &[u8]) -> Result<Meta, StepError> {
-        let header = entry.header();
-        let mode = header.mode().map_err(|e| self.refused(name, e))? & 0o7777;
-        let id = |n: io::Result<u64>| {
-            let n = n.map_err(|e| self.refused(name, e))?;
-            u32::try_from(n)
-                .ok()
-                .filter(|n| *n != u32::MAX)
-                .ok_or_else(|| self.refused(name, "has an owner out of range"))
-        };
-        let own = (id(header.uid())?, id(header.gid())?);
-        let mut xattrs = Vec::new();
-        if let Some(extensions) = entry.pax_extensions().map_err(|e| self.refused(name, e))? {
-            for extension in extensions {
-                let extension = extension.map_err(|e| self.refused(name, e))?;
-                if let Some(key) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") {
-                    xattrs.push((key.to_vec(), extension.value_bytes().to_vec()));
-                }
-            }
-        }
-        Ok(Meta { mode, owner: self.owner.unwrap_or(own), xattrs })
     }
 
     /// Where an entry goes: every link in its parent followed inside the image, its own name kept.

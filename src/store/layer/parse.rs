@@ -10,10 +10,12 @@ use std::io::{self, BufRead, Read};
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum MemberKind {
+pub enum MemberKind {
     /// Regular file with this many bytes, to be read with [`Archive::fill`].
     File(u64),
+    /// Directory.
     Directory,
+    /// Symbolic link to this, never empty.
     Symlink(Vec<u8>),
     /// A second name for an entry of this path.
     HardLink(Vec<u8>),
@@ -23,21 +25,26 @@ pub(crate) enum MemberKind {
 
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Member {
+pub struct Member {
     /// As written, without NUL.
     pub path: Vec<u8>,
+    /// What it is.
     pub kind: MemberKind,
+    /// Permission bits (07777).
     pub mode: u32,
+    /// Owner; never 2^32-1.
     pub uid: u32,
+    /// Group; never 2^32-1.
     pub gid: u32,
     /// Seconds and nanoseconds.
     pub mtime: (i64, u32),
+    /// Extended attributes, as written: the caller decides which of them it takes.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Why it is not a tar.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct ParseError(pub String);
+pub struct ParseError(pub String);
 
 impl From<io::Error> for ParseError {
     fn from(e: io::Error) -> Self {
@@ -71,7 +78,7 @@ struct Meta {
 }
 
 /// A tar being read.
-pub(crate) struct Archive<R> {
+pub struct Archive<R> {
     inner: R,
     /// Bytes read so far.
     pub offset: u64,
@@ -81,12 +88,13 @@ pub(crate) struct Archive<R> {
 }
 
 impl<R: BufRead> Archive<R> {
-    pub(crate) fn new(inner: R) -> Self {
+    /// Reads a plain tar from its first byte on.
+    pub fn new(inner: R) -> Self {
         Self { inner, offset: 0, left: 0, padding: 0 }
     }
 
     /// The next entry; `None` at the end of the archive, which is read up to the end of the stream.
-    pub(crate) fn next_member(&mut self) -> Result<Option<Member>, ParseError> {
+    pub fn next_member(&mut self) -> Result<Option<Member>, ParseError> {
         self.skip(self.left + self.padding)?;
         (self.left, self.padding) = (0, 0);
         let mut meta = Meta::default();
@@ -118,7 +126,7 @@ impl<R: BufRead> Archive<R> {
     }
 
     /// The next bytes of the present file, at most as many as the reader has at hand; empty at its end.
-    pub(crate) fn fill(&mut self) -> io::Result<&[u8]> {
+    pub fn fill(&mut self) -> io::Result<&[u8]> {
         if self.left == 0 {
             return Ok(&[]);
         }
@@ -131,7 +139,7 @@ impl<R: BufRead> Archive<R> {
     }
 
     /// Takes what [`fill`](Self::fill) gave.
-    pub(crate) fn consume(&mut self, n: usize) {
+    pub fn consume(&mut self, n: usize) {
         self.inner.consume(n);
         self.left -= n as u64;
         self.offset += n as u64;
@@ -171,7 +179,7 @@ impl<R: BufRead> Archive<R> {
                 let (major, minor) = device()?;
                 MemberKind::Node(NodeKind::Device { character: k == b'3', major, minor })
             }
-            b'S' => return bad("a GNU sparse file, which layers must not hold"),
+            b'S' => return bad("a GNU sparse file: archive it without --sparse"),
             other => return bad(format!("an entry of unknown type {:?}", char::from(other))),
         };
         if matches!(&kind, MemberKind::HardLink(l) | MemberKind::Symlink(l) if l.is_empty()) {
@@ -288,7 +296,7 @@ impl Meta {
                     return bad("names in an unknown character set");
                 }
                 k if k.starts_with(b"GNU.sparse.") => {
-                    return bad("a sparse file, which layers must not hold");
+                    return bad("a sparse file: archive it without --sparse");
                 }
                 k => {
                     if let Some(name) = k.strip_prefix(b"SCHILY.xattr.")
@@ -367,6 +375,11 @@ fn header_path(b: &[u8; BLOCK]) -> Vec<u8> {
         return name;
     }
     [&until_nul(&b[345..500])[..], b"/", &name].concat()
+}
+
+/// Whether a file that begins with these bytes is a tar: a first header whose checksum is right.
+pub fn is_tar(head: &[u8]) -> bool {
+    head.first_chunk().is_some_and(|block| block.iter().any(|&b| b != 0) && check_sum(block).is_ok())
 }
 
 fn check_sum(b: &[u8; BLOCK]) -> Result<(), ParseError> {
