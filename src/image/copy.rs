@@ -187,7 +187,7 @@ impl Copy<'_, '_> {
                 if let Some(first) = entry.link_id.and_then(|id| self.writer.linked(id)) {
                     return self.writer.link(&first, to);
                 }
-                match self.source.file(path)? {
+                match self.source.tree.open_file(path)? {
                     Some(mut file) => self.writer.file(to, &mut file, *size, &meta)?,
                     None => self.writer.file(to, &mut *self.source.tree.open(path)?, *size, &meta)?,
                 }

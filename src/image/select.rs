@@ -8,7 +8,6 @@ use keelway_dockerfile::glob::{Glob, is_pattern};
 use keelway_dockerfile::{Coverage, Ignore};
 use keelway_model::{Tree, TreeEntry, TreeKind, TreePath};
 use keelway_store::{Verdict, View};
-use std::fs::File;
 
 /// Links followed in one path at most.
 const MAX_LINKS: usize = 40;
@@ -21,8 +20,6 @@ pub(crate) struct Source<'a> {
     pub(crate) tree: &'a dyn Tree,
     /// `None` for a tree that has no such patterns (another stage).
     pub(crate) ignore: Option<&'a Ignore>,
-    /// The same tree, where it is a chain of this store.
-    pub(crate) view: Option<&'a View>,
 }
 
 /// One entry that a source names.
@@ -39,21 +36,11 @@ pub(crate) struct Selected {
 impl<'a> Source<'a> {
     /// A build context behind its patterns.
     pub(crate) fn context(tree: &'a dyn Tree, ignore: &'a Ignore) -> Self {
-        Self { tree, ignore: Some(ignore), view: None }
+        Self { tree, ignore: Some(ignore) }
     }
     /// Another stage or image.
     pub(crate) fn chain(view: &'a View) -> Self {
-        Self { tree: view, ignore: None, view: Some(view) }
-    }
-
-    /// A regular file as such, where it lies on this machine's disk.
-    pub(crate) fn file(&self, path: &TreePath) -> Result<Option<File>, StepError> {
-        if let Some(file) = self.tree.open_file(path)? {
-            return Ok(Some(file));
-        }
-        let Some(view) = self.view else { return Ok(None) };
-        // A frozen snapshot does not change, and the path was found without following a link.
-        Ok(view.host_path(path)?.and_then(|p| File::open(p).ok()))
+        Self { tree: view, ignore: None }
     }
 
     fn visible(&self, path: &TreePath, entry: &TreeEntry) -> bool {

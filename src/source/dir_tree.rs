@@ -5,6 +5,7 @@
 use crate::SourceError;
 use keelway_disk::{NodeKind, Root, Stat};
 use keelway_model::{Tree, TreeEntry, TreeError, TreeKind, TreePath};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -50,6 +51,16 @@ impl DirTree {
             }
         }
         self.root.stat(path.as_bytes()).map_err(|e| failed(path, e))
+    }
+
+    /// The regular file at `path`.
+    fn file(&self, path: &TreePath) -> Result<File, TreeError> {
+        match self.stat(path)? {
+            Some(s) if s.kind == NodeKind::File => {}
+            Some(_) => return Err(TreeError::WrongKind { path: path.clone(), wanted: "a regular file" }),
+            None => return Err(TreeError::NotFound { path: path.clone() }),
+        }
+        self.root.open_file_nofollow(path.as_bytes()).map_err(|e| failed(path, e))
     }
 
     fn describe(&self, path: &TreePath, name: &[u8], stat: &Stat) -> Result<TreeEntry, TreeError> {
@@ -101,11 +112,10 @@ impl Tree for DirTree {
     }
 
     fn open(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError> {
-        match self.stat(path)? {
-            Some(s) if s.kind == NodeKind::File => {}
-            Some(_) => return Err(TreeError::WrongKind { path: path.clone(), wanted: "a regular file" }),
-            None => return Err(TreeError::NotFound { path: path.clone() }),
-        }
-        Ok(Box::new(self.root.open_file(path.as_bytes()).map_err(|e| failed(path, e))?))
+        Ok(Box::new(self.file(path)?))
+    }
+
+    fn open_file(&self, path: &TreePath) -> Result<Option<File>, TreeError> {
+        self.file(path).map(Some)
     }
 }

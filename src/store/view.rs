@@ -12,8 +12,8 @@ use crate::walk::overlay;
 use keelway_disk::{NodeKind, Root, Stat};
 use keelway_model::{Digest, Hasher, SnapshotId, Tree, TreeEntry, TreeError, TreeKind, TreePath};
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 /// Links followed in one path, as the kernel does.
@@ -27,7 +27,6 @@ const MEMO_FILE: u64 = 1 << 20;
 
 struct Layer {
     root: Root,
-    dir: PathBuf,
     id_offset: u32,
 }
 
@@ -50,7 +49,7 @@ impl Store {
         for id in chain {
             let dir = self.existing(id)?;
             let root = Root::open(&dir).map_err(StoreError::io("open", &dir))?;
-            layers.push(Layer { root, dir, id_offset: self.snapshot_meta(id)?.id_offset });
+            layers.push(Layer { root, id_offset: self.snapshot_meta(id)?.id_offset });
             hasher.field(id.as_str().as_bytes());
         }
         layers.reverse();
@@ -105,15 +104,6 @@ impl View {
         Ok(at)
     }
 
-    /// Where the entry at `path` (no link followed) lies on the host, for a fast copy; `None` when there is
-    /// none. For a directory, the topmost of the merged ones.
-    pub fn host_path(&self, path: &TreePath) -> Result<Option<PathBuf>, TreeError> {
-        if path.is_root() {
-            return Ok(self.layers.first().map(|l| l.dir.clone()));
-        }
-        Ok(self.find(path)?.map(|(_, _, layer)| layer.dir.join(path.to_path_buf())))
-    }
-
     /// The topmost entry of a name, and its layer.
     fn find(&self, path: &TreePath) -> Result<Option<(usize, Stat, &Layer)>, TreeError> {
         let Some(parent) = path.parent() else {
@@ -130,6 +120,17 @@ impl View {
             }
         }
         Ok(None)
+    }
+
+    /// The regular file at `path`.
+    fn file(&self, path: &TreePath) -> Result<File, TreeError> {
+        match self.find(path)? {
+            None => Err(TreeError::NotFound { path: path.clone() }),
+            Some((_, stat, _)) if stat.kind != NodeKind::File => {
+                Err(TreeError::WrongKind { path: path.clone(), wanted: "a regular file" })
+            }
+            Some((_, _, layer)) => layer.root.open_file_nofollow(path.as_bytes()).map_err(io_error(path)),
+        }
     }
 
     /// The layers whose directory `path` shows.
@@ -256,15 +257,11 @@ impl Tree for View {
     }
 
     fn open(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError> {
-        match self.find(path)? {
-            None => Err(TreeError::NotFound { path: path.clone() }),
-            Some((_, stat, _)) if stat.kind != NodeKind::File => {
-                Err(TreeError::WrongKind { path: path.clone(), wanted: "a regular file" })
-            }
-            Some((_, _, layer)) => {
-                Ok(Box::new(layer.root.open_file_nofollow(path.as_bytes()).map_err(io_error(path))?))
-            }
-        }
+        Ok(Box::new(self.file(path)?))
+    }
+
+    fn open_file(&self, path: &TreePath) -> Result<Option<File>, TreeError> {
+        self.file(path).map(Some)
     }
 
     /// Snapshots never change and their ids are never used again, so the chain and the path name the content.

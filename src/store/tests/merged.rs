@@ -86,8 +86,9 @@ fn the_topmost_decides() {
     assert!(matches!(view.list(&"opt/old".into()), Err(TreeError::NotFound { .. })));
     assert!(matches!(view.list(&"bin".into()), Err(TreeError::WrongKind { .. })), "links are not followed");
     assert!(matches!(view.open(&"etc".into()).map(drop), Err(TreeError::WrongKind { .. })));
-    let host = view.host_path(&"etc/passwd".into()).unwrap().unwrap();
-    assert_eq!(std::fs::read(host).unwrap(), b"middle");
+    let file = view.open_file(&"etc/passwd".into()).unwrap().expect("a view lies on a disk");
+    assert_eq!(std::io::read_to_string(file).unwrap(), "middle");
+    assert!(matches!(view.open_file(&"bin".into()), Err(TreeError::WrongKind { .. })));
     let two = contents(&store.view(&chain[..2]).unwrap());
     assert!(two.contains_key(&b"opt/old/new"[..]) && !two.contains_key(&b"opt/old/deep"[..]));
     let empty = store.view(&[]).unwrap();
