@@ -2,14 +2,14 @@
 //! happens to a bad version. Faults of machines and processes are in `deploy_faults.rs`.
 
 use crate::fleet::{Fleet, Pipeline, expect, holds, rows};
-use crate::{Ended, World};
+use crate::{Ended, Test, World};
 use keelway_tests::demo::{self, Sender};
 use keelway_tests::load;
 use keelway_tests::rig::{REGISTRY, look};
 use std::time::Duration;
 
 /// The tests of this file. One rig serves them in turn: they are one story.
-pub const TESTS: &[(&str, fn(&World) -> Ended)] = &[("deploy::a_fleet_from_first_deploy_to_rollback", a_fleet_from_first_deploy_to_rollback)];
+pub const TESTS: &[Test] = &[("deploy::a_fleet_from_first_deploy_to_rollback", a_fleet_from_first_deploy_to_rollback)];
 
 /// Rolling updates in a row: 3, or what `KEELWAY_UPDATES` says (tests/soak/run says 10 and more).
 fn updates() -> u32 {

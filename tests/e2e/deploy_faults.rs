@@ -2,14 +2,14 @@
 //! afterwards. Traffic flows meanwhile wherever a promise is about traffic.
 
 use crate::fleet::{Fleet, Pipeline, expect, holds};
-use crate::{Ended, World};
+use crate::{Ended, Test, World};
 use keelway_tests::rig::{look, wait_for};
 use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// The tests of this file; each is a story on a rig of its own.
-pub const TESTS: &[(&str, fn(&World) -> Ended)] = &[
+pub const TESTS: &[Test] = &[
     ("deploy_faults::what_stands_against_a_deploy_is_named_before_anything_changes", what_stands_against_a_deploy_is_named_before_anything_changes),
     ("deploy_faults::whatever_dies_traffic_goes_on", whatever_dies_traffic_goes_on),
 ];

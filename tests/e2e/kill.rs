@@ -1,14 +1,22 @@
-//! `kill -9` of a build at random moments: the next start finds nothing left and builds right.
+//! `kill -9` of builds and of whole pipelines, at each step boundary and at random moments: after the next start
+//! nothing is left that was not there before, and what it does is right.
 
 use crate::build::{build, context, with_busybox};
+use crate::pipeline::{commit, repository};
 use crate::{Ended, Test, World};
-use keelway_tests::env::Leaks;
+use keelway_tests::env::{Env, Leaks};
+use keelway_tests::registry::Registry;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
     ("kill::at_random_moments_of_a_build", at_random_moments_of_a_build),
+    ("kill::at_each_boundary_of_a_pipeline", at_each_boundary_of_a_pipeline),
+    ("kill::at_random_moments_of_a_pipeline", at_random_moments_of_a_pipeline),
     ("kill::the_next_start_does_not_touch_a_living_build", the_next_start_does_not_touch_a_living_build),
 ];
 
@@ -98,5 +106,127 @@ fn the_next_start_does_not_touch_a_living_build(world: &World) -> Ended {
     }
     let out = child.wait_with_output().expect("it ends");
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Ok(())
+}
+
+/// A pipeline that builds, tests and pushes to a registry of its own, to be killed again and again.
+struct Victim {
+    env: Env,
+    registry: Registry,
+    repo: PathBuf,
+    commits: u32,
+}
+
+/// What a test step does: it leaves a process behind that only its sandbox ends.
+const STEP: &str = "sleep 300 & grep good /check; sleep 0.05";
+
+impl Victim {
+    fn new(world: &World) -> Self {
+        let env = with_busybox(world);
+        let registry = Registry::start(None, None).expect("docker-registry starts");
+        let repo = repository(&env, &registry.host(), STEP);
+        Self { env, registry, repo, commits: 0 }
+    }
+    /// A commit that changes both images, so that every step has something to do.
+    fn change(&mut self) {
+        self.commits += 1;
+        for file in ["greeting", "check"] {
+            std::fs::write(self.repo.join(file), format!("good {}\n", self.commits)).expect("files can be written");
+        }
+        commit(&self.env, &self.repo, "another one");
+    }
+    /// Runs the pipeline, and kills it right after event `last`, or after that long. True when it was killed.
+    fn run_and_kill(&self, world: &World, last: Option<usize>, after: Duration) -> bool {
+        let mut command = self.env.command(&world.keelway);
+        command.args(["run", "--format", "json"]).current_dir(&self.repo).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the binary starts");
+        let out = BufReader::new(child.stdout.take().expect("it is piped"));
+        if let Some(last) = last {
+            let _ = out.lines().take(last + 1).count();
+        } else {
+            let end = Instant::now() + after;
+            while Instant::now() < end && child.try_wait().expect("it can be waited for").is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        let _ = child.kill();
+        !child.wait().expect("it can be waited for").success()
+    }
+    /// The digest that a tag has in the registry, by another tool.
+    fn digest(&self, tag: &str) -> String {
+        let image = format!("docker://{}/shop/web:{tag}", self.registry.host());
+        let out = self.env.command("skopeo").args(["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &image]).output();
+        String::from_utf8_lossy(&out.expect("skopeo runs").stdout).trim().to_owned()
+    }
+    /// One more run, which is not killed: it is right, and nothing is left of all those that were.
+    fn assert_mended(&mut self, world: &World, was: &BTreeMap<String, usize>) {
+        self.change();
+        self.env.keelway_in(&self.repo, &["run"]).expect(0);
+        let mut fresh = Self::new(world);
+        fresh.commits = self.commits - 1;
+        fresh.change();
+        fresh.env.keelway_in(&fresh.repo, &["run"]).expect(0);
+        let digest = self.digest("main");
+        assert!(digest.starts_with("sha256:"), "{digest}");
+        assert_eq!(digest, fresh.digest("main"), "the image after the kills is the image without them");
+        assert_eq!(&leftovers(&self.env), was);
+    }
+}
+
+/// How many files there are in the places of a store that hold something only while a run lives.
+fn leftovers(env: &Env) -> BTreeMap<String, usize> {
+    let count = |dir: &Path| std::fs::read_dir(dir).map_or(0, |d| d.flatten().count());
+    let mut found: BTreeMap<String, usize> = ["runs", "trash"].into_iter().map(|d| (d.to_owned(), count(&env.store().join("store").join(d)))).collect();
+    found.insert("temporary files".into(), count(&env.tmp()));
+    found
+}
+
+fn at_each_boundary_of_a_pipeline(world: &World) -> Ended {
+    let leaks = Leaks::record();
+    let mut victim = Victim::new(world);
+    let events = victim.env.keelway_in(&victim.repo, &["run", "--format", "json"]).expect(0).stdout;
+    let was = leftovers(&victim.env);
+    let kinds = ["run-started", "planned", "started", "finished", "cache-miss", "notice"];
+    let is_boundary = |line: &str| {
+        let event: Option<serde_json::Value> = serde_json::from_str(line).ok();
+        event.is_some_and(|e| e["event"].as_str().is_some_and(|k| kinds.contains(&k)))
+    };
+    let boundaries: Vec<usize> = events.lines().enumerate().filter(|(_, l)| is_boundary(l)).map(|(n, _)| n).collect();
+    assert!(boundaries.len() > 15, "that few events are no pipeline:\n{events}");
+    let mut killed = 0;
+    for &boundary in &boundaries {
+        victim.change();
+        killed += usize::from(victim.run_and_kill(world, Some(boundary), Duration::ZERO));
+        // The next start clears up; one run directory may be there now: that of the one just killed.
+        assert!(leftovers(&victim.env)["runs"] <= 1, "after event {boundary}: {:?}", leftovers(&victim.env));
+    }
+    assert!(killed + 3 > boundaries.len(), "only {killed} of {} were killed in time", boundaries.len());
+    victim.assert_mended(world, &was);
+    let runs = victim.env.keelway(&["runs", "ls", "-n", "100"]).expect(0).stdout;
+    assert!(!runs.contains("running"), "killed runs are shown as if they lived:\n{runs}");
+    drop(victim);
+    leaks.assert_none();
+    Ok(())
+}
+
+fn at_random_moments_of_a_pipeline(world: &World) -> Ended {
+    let leaks = Leaks::record();
+    let mut victim = Victim::new(world);
+    victim.env.keelway_in(&victim.repo, &["run"]).expect(0);
+    let was = leftovers(&victim.env);
+    victim.change();
+    let begun = Instant::now();
+    victim.env.keelway_in(&victim.repo, &["run"]).expect(0);
+    let whole = begun.elapsed();
+    let mut random = std::process::id() | 1;
+    for _ in 0..kills() {
+        victim.change();
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        victim.run_and_kill(world, None, whole.mul_f64(f64::from(random >> 8) / f64::from(1u32 << 24)));
+        assert!(leftovers(&victim.env)["runs"] <= 1, "{:?}", leftovers(&victim.env));
+    }
+    victim.assert_mended(world, &was);
+    drop(victim);
+    leaks.assert_none();
     Ok(())
 }

@@ -83,9 +83,12 @@ impl Rig {
             std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.subsec_nanos())
         );
         let dir = parent_dir().join(format!("keelway-rig-{id}"));
-        fs::create_dir_all(&dir)?;
-        let lock = File::create(dir.join("lock"))?;
+        // Under another name until it is locked: another rig that starts now must not take it for a dead one.
+        let new = parent_dir().join(format!("new-keelway-rig-{id}"));
+        fs::create_dir_all(&new)?;
+        let lock = File::create(new.join("lock"))?;
         lock.lock()?;
+        fs::rename(&new, &dir)?;
         let hosts_file = hosts_file(options.hosts);
         let start =
             |name: &str| Node::start(name, &dir.join(name), &format!("keelway-rig-{id}/{name}"), &hosts_file);
