@@ -4,12 +4,12 @@
 //! against any change (CVE-2019-5736), with the control socket as descriptor 0; everything else happens in
 //! that process. The socket's end is how init learns that its owner died.
 
+use crate::binary;
 use crate::cgroup::{Layout, ParentName, Plan, remove_parents};
 use crate::error::{SetupError, SpawnError};
 use crate::proto::{self, Report, Request};
 use crate::running::Running;
 use crate::spec::Spec;
-use crate::sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -180,7 +180,7 @@ impl Launcher {
             return Ok(fd.as_fd());
         }
         let path = self.0.config.init.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
-        let fd = sys::sealed_copy(&std::fs::File::open(path)?)?;
+        let fd = binary::sealed_copy(&mut std::fs::File::open(path)?)?;
         Ok(self.0.binary.get_or_init(|| fd).as_fd())
     }
 }

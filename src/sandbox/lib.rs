@@ -14,6 +14,7 @@
 //!
 //! This is the only crate with unsafe code, all of it in `sys`.
 
+mod binary;
 mod bundle;
 mod caps;
 pub mod cgroup;
@@ -71,6 +72,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn no_parser_panics(noise in proptest::collection::vec(any::<u8>(), 0..300), at: usize) {
             let program = std::fs::read("/bin/ls").unwrap();

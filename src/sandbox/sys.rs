@@ -35,8 +35,8 @@ pub(crate) fn take_control_socket() -> Result<OwnedFd> {
     owned(unsafe { libc::c_long::from(libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 3)) })
 }
 
-/// A copy of a program in memory that nobody can change any more.
-pub(crate) fn sealed_copy(program: &File) -> io::Result<OwnedFd> {
+/// An empty file in memory that may be executed, and sealed.
+pub(crate) fn executable_memory() -> io::Result<File> {
     let name: &CStr = c"keelway-init";
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // MFD_EXEC is needed where vm.memfd_noexec is set and unknown before 6.3.
@@ -47,14 +47,16 @@ pub(crate) fn sealed_copy(program: &File) -> io::Result<OwnedFd> {
         // SAFETY: as above.
         fd = owned(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags) });
     }
-    let mut copy = File::from(fd?);
-    io::copy(&mut &*program, &mut copy)?;
+    Ok(File::from(fd?))
+}
+
+/// Seals such a file: nobody can change it any more. Gives a read-only descriptor of it, since executing a file that is
+/// open for writing gives ETXTBSY.
+pub(crate) fn seal(memory: &File) -> io::Result<OwnedFd> {
     let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
     // SAFETY: fcntl with a descriptor we own and integer arguments.
-    check(unsafe { libc::c_long::from(libc::fcntl(copy.as_raw_fd(), libc::F_ADD_SEALS, seals)) })?;
-    // Executing a file that is open for writing gives ETXTBSY: hand out a read-only descriptor.
-    let read_only = File::open(format!("/proc/self/fd/{}", copy.as_raw_fd()))?;
-    Ok(read_only.into())
+    check(unsafe { libc::c_long::from(libc::fcntl(memory.as_raw_fd(), libc::F_ADD_SEALS, seals)) })?;
+    Ok(File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?.into())
 }
 
 /// The child's side or the parent's of [`clone_pid1`].
