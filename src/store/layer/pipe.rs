@@ -1,7 +1,8 @@
 //! From a stream of tar bytes to a blob: hashed, cut into blocks, compressed, in order.
 //!
 //! A gzip layer is a sequence of members, one for each 1 MiB of tar, so its bytes depend on the tar alone
-//! and blocks can be compressed side by side. Memory is bounded by the channels: about 16 blocks.
+//! and blocks can be compressed side by side. Memory is bounded by the channels: about 16 blocks. Most layers of
+//! a build are smaller than one block: they need no thread, and get none.
 
 use super::{Compression, Layer};
 use crate::blob::BlobWriter;
@@ -11,8 +12,9 @@ use keelway_model::oci::Descriptor;
 use keelway_model::{Digest, Hasher};
 use libdeflater::{CompressionLvl, Compressor};
 use std::io::{self, Read, Write};
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 /// Plain bytes in a gzip member. Part of the format: another value gives other digests.
 const MEMBER: usize = 1 << 20;
@@ -35,12 +37,32 @@ pub(super) struct Blocks {
 
 enum Sink {
     Plain(BlobWriter),
-    Gzip {
-        hasher: Hasher,
-        jobs: SyncSender<Job>,
-        order: SyncSender<Receiver<Member>>,
-        spare: Receiver<Vec<u8>>,
-    },
+    Gzip(Gzip),
+}
+
+/// The way of a gzip layer.
+struct Gzip {
+    /// Of the plain bytes.
+    hasher: Hasher,
+    to: Target,
+}
+
+enum Target {
+    /// No whole block yet.
+    Here(BlobWriter),
+    /// Blocks go through threads.
+    Line(Line),
+    /// The blob was lost with a thread.
+    Lost,
+}
+
+/// Threads that compress, and one that writes what they give, in order.
+struct Line {
+    jobs: SyncSender<Job>,
+    order: SyncSender<Receiver<Member>>,
+    spare: Receiver<Vec<u8>>,
+    collector: JoinHandle<io::Result<BlobWriter>>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 type Member = io::Result<Vec<u8>>;
@@ -106,15 +128,74 @@ impl Blocks {
         }
         match &mut self.sink {
             Sink::Plain(blob) => blob.write_all(&self.block[..length]),
-            Sink::Gzip { hasher, jobs, order, spare } => {
-                hasher.update(&self.block[..length]);
-                let next = spare.try_recv().unwrap_or_else(|_| vec![0; MEMBER]);
-                let block = std::mem::replace(&mut self.block, next);
-                let (reply, member) = sync_channel(1);
-                order.send(member).map_err(|_| stopped())?;
-                jobs.send(Job { block, length, reply }).map_err(|_| stopped())
-            }
+            Sink::Gzip(gzip) => gzip.add(&mut self.block, length),
         }
+    }
+}
+
+impl Gzip {
+    /// Takes a block; only the last may be shorter than [`MEMBER`].
+    fn add(&mut self, block: &mut Vec<u8>, length: usize) -> io::Result<()> {
+        self.hasher.update(&block[..length]);
+        if let Target::Here(blob) = &mut self.to
+            && length < MEMBER
+        {
+            return blob.write_all(&member(&mut compressor(), &block[..length])?);
+        }
+        if !matches!(self.to, Target::Line(_))
+            && let Target::Here(blob) = std::mem::replace(&mut self.to, Target::Lost)
+        {
+            self.to = Target::Line(Line::start(blob)?);
+        }
+        let Target::Line(line) = &self.to else { return Err(stopped()) };
+        let next = line.spare.try_recv().unwrap_or_else(|_| vec![0; MEMBER]);
+        let block = std::mem::replace(block, next);
+        let (reply, member) = sync_channel(1);
+        line.order.send(member).map_err(|_| stopped())?;
+        line.jobs.send(Job { block, length, reply }).map_err(|_| stopped())
+    }
+
+    /// Waits until everything is written.
+    fn finish(self) -> io::Result<(Digest, BlobWriter)> {
+        let blob = match self.to {
+            Target::Here(blob) => blob,
+            Target::Line(line) => line.finish()?,
+            Target::Lost => return Err(stopped()),
+        };
+        Ok((self.hasher.finish(), blob))
+    }
+}
+
+impl Line {
+    fn start(mut blob: BlobWriter) -> io::Result<Self> {
+        let (jobs, todo) = sync_channel::<Job>(QUEUE);
+        let (order, members) = sync_channel::<Receiver<Member>>(QUEUE);
+        let (give_back, spare) = sync_channel::<Vec<u8>>(2 * QUEUE);
+        let todo = Arc::new(Mutex::new(todo));
+        let thread = || std::thread::Builder::new().name("keelway-layer".into());
+        let work = || {
+            let (todo, give_back) = (Arc::clone(&todo), give_back.clone());
+            thread().spawn(move || compress(&todo, &give_back))
+        };
+        let workers = (0..WORKERS).map(|_| work()).collect::<Result<_, _>>()?;
+        let collector = thread().spawn(move || {
+            for member in members {
+                blob.write_all(&member.recv().map_err(|_| stopped())??)?;
+            }
+            Ok(blob)
+        })?;
+        Ok(Self { jobs, order, spare, collector, workers })
+    }
+
+    fn finish(self) -> io::Result<BlobWriter> {
+        // Closed before the threads are waited for, so that they end.
+        drop((self.jobs, self.order));
+        let written = self.collector.join().unwrap_or_else(|_| Err(stopped()));
+        for worker in self.workers {
+            // One that panicked gave the collector no answer.
+            let _ = worker.join();
+        }
+        written
     }
 }
 
@@ -145,53 +226,42 @@ pub(super) fn run(
 }
 
 fn gzip(
-    mut blob: BlobWriter,
+    blob: BlobWriter,
     produce: impl FnOnce(&mut Blocks) -> Result<(), StoreError>,
     failed: impl FnOnce(io::Error) -> StoreError,
 ) -> Result<(Digest, BlobWriter), StoreError> {
-    let (jobs, todo) = sync_channel::<Job>(QUEUE);
-    let (order, members) = sync_channel::<Receiver<Member>>(QUEUE);
-    let (give_back, spare) = sync_channel::<Vec<u8>>(2 * QUEUE);
-    let todo = Mutex::new(todo);
-    std::thread::scope(|scope| {
-        for _ in 0..WORKERS {
-            scope.spawn(|| compress(&todo, &give_back));
-        }
-        let collector = scope.spawn(move || -> io::Result<BlobWriter> {
-            for member in members {
-                blob.write_all(&member.recv().map_err(|_| stopped())??)?;
-            }
-            Ok(blob)
-        });
-        let mut blocks = Blocks::new(Sink::Gzip { hasher: Hasher::new(), jobs, order, spare });
-        let produced = produce(&mut blocks);
-        let flushed = blocks.flush();
-        let Sink::Gzip { hasher, jobs, order, .. } = blocks.sink else { unreachable!("it was made gzip") };
-        // Closed before the threads are waited for, so that they end.
-        drop((jobs, order));
-        let written = collector.join().unwrap_or_else(|_| Err(stopped()));
-        // What stopped the collector is the cause of what then stopped the producer.
-        match written.and_then(|blob| flushed.map(|()| blob)) {
-            Ok(blob) => produced.map(|()| (hasher.finish(), blob)),
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => produced.and(Err(failed(e))),
-            Err(e) => Err(failed(e)),
-        }
-    })
+    let mut blocks = Blocks::new(Sink::Gzip(Gzip { hasher: Hasher::new(), to: Target::Here(blob) }));
+    let produced = produce(&mut blocks);
+    let flushed = blocks.flush();
+    let Sink::Gzip(gzip) = blocks.sink else { unreachable!("it was made gzip") };
+    // What stopped the collector is the cause of what then stopped the producer.
+    match gzip.finish().and_then(|done| flushed.map(|()| done)) {
+        Ok(done) => produced.map(|()| done),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => produced.and(Err(failed(e))),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+fn compressor() -> Compressor {
+    // Not `fastest()`, which is 0 and stores.
+    Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default())
+}
+
+/// One gzip member.
+fn member(compressor: &mut Compressor, plain: &[u8]) -> Member {
+    let mut out = vec![0; compressor.gzip_compress_bound(plain.len())];
+    let n = compressor.gzip_compress(plain, &mut out).map_err(io::Error::other)?;
+    out.truncate(n);
+    Ok(out)
 }
 
 fn compress(todo: &Mutex<Receiver<Job>>, give_back: &SyncSender<Vec<u8>>) {
-    // Not `fastest()`, which is 0 and stores.
-    let mut compressor = Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default());
+    let mut compressor = compressor();
     loop {
         let next = todo.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).recv();
         let Ok(Job { block, length, reply }) = next else { return };
-        let mut out = vec![0; compressor.gzip_compress_bound(length)];
-        let member = compressor.gzip_compress(&block[..length], &mut out).map_err(io::Error::other);
         // Nobody may be waiting any more; then there is nothing to do with the answer.
-        let _ = reply.send(member.map(|n| {
-            out.truncate(n);
-            out
-        }));
+        let _ = reply.send(member(&mut compressor, &block[..length]));
         let _ = give_back.try_send(block);
     }
 }
