@@ -6,14 +6,15 @@
 //!
 //! Where a tree has memo ids (git's, or a snapshot's place), the digest of what they name is remembered in
 //! `cache/memo/table`: records of 72 bytes, memo key, digest and a checksum. A lost or damaged record costs
-//! time only.
+//! time only. So is that of a file on this machine's disk, under its [`stamp`]: a context that did not change
+//! is looked at, not read.
 
 use crate::open::Store;
 use keelway_model::{Digest, Hasher, Tree, TreeEntry, TreeError, TreeKind, TreePath};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// What a filter says of a path.
@@ -52,8 +53,14 @@ const MAX_DEPTH: usize = 256;
 
 const RECORD: usize = 72;
 
-/// A table beyond this is begun anew.
-const MAX_TABLE: u64 = 64 << 20;
+/// A table beyond this is begun anew. It is read whole: a quarter of a million records take 40 ms.
+const MAX_TABLE: u64 = 16 << 20;
+
+/// Smaller files are read sooner than remembered.
+const STAMPED: u64 = 4096;
+
+/// A file that was changed this recently may change again with the same times, by the kernel's clock tick.
+const SETTLED: i64 = 2;
 
 impl Store {
     /// The content key of what is at `path` in `tree`: names, kinds, modes, owners, extended attributes,
@@ -65,8 +72,19 @@ impl Store {
         path: &TreePath,
         rules: &KeyRules<'_>,
     ) -> Result<Digest, TreeError> {
+        self.content_digest_at(tree, path, rules, None)
+    }
+
+    /// The same at a given time of the kernel's clock, in seconds; `None` is now.
+    fn content_digest_at(
+        &self,
+        tree: &dyn Tree,
+        path: &TreePath,
+        rules: &KeyRules<'_>,
+        now: Option<i64>,
+    ) -> Result<Digest, TreeError> {
         let entry = tree.entry(path)?.ok_or_else(|| TreeError::NotFound { path: path.clone() })?;
-        let mut work = Work { store: self, tree, rules, fresh: Vec::new(), buffer: vec![0; 128 << 10] };
+        let mut work = Work { store: self, tree, rules, now, fresh: Vec::new(), buffer: vec![0; 128 << 10] };
         let verdict = (rules.filter)(path, &entry);
         let digest = work.entry(path, &entry, verdict, 0)?;
         if !work.fresh.is_empty() {
@@ -79,6 +97,14 @@ impl Store {
         Ok(digest.unwrap_or_else(|| Digest::of(b"keelway content: nothing")))
     }
 
+    /// The time that a file would get now, in seconds: of the kernel, whatever clock the store was given.
+    fn kernel_time(&self) -> io::Result<i64> {
+        let path = self.private("now");
+        let time = File::create_new(&path)?.metadata()?.ctime();
+        std::fs::remove_file(&path)?;
+        Ok(time)
+    }
+
     fn memos(&self) -> std::sync::MutexGuard<'_, Memos> {
         self.inner.memos.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -88,6 +114,8 @@ struct Work<'a> {
     store: &'a Store,
     tree: &'a dyn Tree,
     rules: &'a KeyRules<'a>,
+    /// When this began, by the clock that stamps files.
+    now: Option<i64>,
     fresh: Vec<(Digest, Digest)>,
     buffer: Vec<u8>,
 }
@@ -191,7 +219,25 @@ impl Work<'_> {
     }
 
     fn bytes(&mut self, path: &TreePath) -> Result<Digest, TreeError> {
-        let mut file = self.tree.open(path)?;
+        let wrong = |source| TreeError::Io { path: path.clone(), source };
+        let Some(mut file) = self.tree.open_file(path)? else {
+            let mut file = self.tree.open(path)?;
+            return self.read(&mut *file).map_err(wrong);
+        };
+        let stamp = self.settled_stamp(&file).map_err(wrong)?;
+        if let Some(stamp) = &stamp
+            && let Some(known) = self.store.memos().get(stamp)
+        {
+            return Ok(known);
+        }
+        let digest = self.read(&mut file).map_err(wrong)?;
+        if let Some(stamp) = stamp {
+            self.fresh.push((stamp, digest));
+        }
+        Ok(digest)
+    }
+
+    fn read(&mut self, file: &mut dyn Read) -> io::Result<Digest> {
         let mut h = Hasher::new();
         loop {
             match file.read(&mut self.buffer) {
@@ -200,10 +246,37 @@ impl Work<'_> {
                     h.update(&self.buffer[..n]);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(TreeError::Io { path: path.clone(), source }),
+                Err(e) => return Err(e),
             }
         }
     }
+
+    /// The stamp of a file that is worth one, and whose last change is long enough ago to be seen by it.
+    fn settled_stamp(&mut self, file: &File) -> io::Result<Option<Digest>> {
+        let status = file.metadata()?;
+        if status.len() < STAMPED {
+            return Ok(None);
+        }
+        let now = match self.now {
+            Some(now) => now,
+            None => *self.now.insert(self.store.kernel_time()?),
+        };
+        Ok((status.ctime().max(status.mtime()) < now - SETTLED).then(|| stamp(&status)))
+    }
+}
+
+/// What changes whenever a file's content does: nothing but the kernel sets the time of the last change of an
+/// inode. (A file that is written through a mapping shows it when the mapping goes.)
+fn stamp(status: &std::fs::Metadata) -> Digest {
+    let mut h = Hasher::new();
+    h.field(b"keelway stamp").field(&VERSION.to_le_bytes());
+    for n in [status.dev(), status.ino(), status.len()] {
+        h.field(&n.to_le_bytes());
+    }
+    for n in [status.mtime(), status.mtime_nsec(), status.ctime(), status.ctime_nsec()] {
+        h.field(&n.to_le_bytes());
+    }
+    h.finish()
 }
 
 /// The memo table, read when it is first needed.

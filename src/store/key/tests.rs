@@ -187,3 +187,67 @@ fn what_has_a_memo_is_read_once_and_by_every_process() {
         "none does not exist"
     );
 }
+
+/// A directory of this machine's disk.
+struct Disk(std::path::PathBuf);
+
+impl Tree for Disk {
+    fn entry(&self, path: &TreePath) -> Result<Option<TreeEntry>, TreeError> {
+        let status = std::fs::metadata(self.0.join(path.to_path_buf())).unwrap();
+        Ok(Some(TreeEntry {
+            name: path.file_name().unwrap_or_default().to_vec(),
+            kind: TreeKind::File { size: status.len() },
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            xattrs: Vec::new(),
+            link_id: None,
+        }))
+    }
+    fn list(&self, _: &TreePath) -> Result<Vec<TreeEntry>, TreeError> {
+        Ok(Vec::new())
+    }
+    fn open(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError> {
+        Ok(Box::new(File::open(self.0.join(path.to_path_buf())).unwrap()))
+    }
+    fn open_file(&self, path: &TreePath) -> Result<Option<File>, TreeError> {
+        Ok(Some(File::open(self.0.join(path.to_path_buf())).unwrap()))
+    }
+}
+
+#[test]
+fn a_file_that_did_not_change_is_not_read_again_and_one_that_did_is() {
+    let (dir, store) = rig();
+    let (name, path): (_, TreePath) = (dir.path().join("context-file"), "context-file".into());
+    let tree = Disk(dir.path().to_owned());
+    let write = |byte: u8| std::fs::write(&name, vec![byte; STAMPED as usize]).unwrap();
+    let at = |now: i64| store.content_digest_at(&tree, &path, &ALL, Some(now)).unwrap();
+    write(b'a');
+    let status = std::fs::metadata(&name).unwrap();
+    let long_after = status.ctime() + 1000;
+    // Too fresh: another change could carry the same times.
+    let truth = at(status.ctime() + SETTLED);
+    assert_eq!(store.memos().get(&stamp(&status)), None);
+    assert_eq!(at(long_after), truth);
+    let kept = store.memos().get(&stamp(&status)).unwrap();
+    assert_eq!(kept, Digest::of(&vec![b'a'; STAMPED as usize]));
+    // That it is not read shows where what is remembered is wrong.
+    store.memos().add(&[(stamp(&status), Digest::of(b"wrong"))]).unwrap();
+    assert_ne!(at(long_after), truth);
+    assert_eq!(at(status.ctime()), truth, "a fresh file is read whatever is remembered");
+    // Same length, and whoever changes it sets the old time of modification again.
+    let changed = loop {
+        write(b'b');
+        File::options().write(true).open(&name).unwrap().set_modified(status.modified().unwrap()).unwrap();
+        let changed = std::fs::metadata(&name).unwrap();
+        // The kernel's clock has ticked.
+        if (changed.ctime(), changed.ctime_nsec()) != (status.ctime(), status.ctime_nsec()) {
+            break changed;
+        }
+    };
+    assert_eq!((changed.len(), changed.modified().unwrap()), (status.len(), status.modified().unwrap()));
+    let now = at(changed.ctime() + 1000);
+    write(b'a');
+    assert_ne!(now, at(i64::MAX), "another content");
+    assert_eq!(truth, at(i64::MAX));
+}
