@@ -425,9 +425,12 @@ pub struct LeaseView {
     pub left_ms: u64,
 }
 
-/// How a host reaches a registry.
+/// How a host reaches one registry, and no other.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RegistryAccess {
+    /// The registry (`host` or `host:port`) that all of this is for.
+    #[serde(default)]
+    pub registry: String,
     /// http instead of https.
     #[serde(default)]
     pub plain_http: bool,
@@ -489,6 +492,14 @@ impl Refusal {
     /// Of this kind, with these words.
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
+    }
+}
+
+impl RegistryAccess {
+    /// What of this is for the registry of `image`: all of it or nothing. A release of before may lie in another
+    /// registry, which must not see this one's login.
+    pub fn for_image(self, image: &PushedDigest) -> Self {
+        if self.registry == image.repository().registry() { self } else { Self::default() }
     }
 }
 

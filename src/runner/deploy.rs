@@ -73,7 +73,7 @@ async fn access(
         }
     };
     let roots = host.roots.iter().map(|p| String::from_utf8_lossy(&p.text).into_owned()).collect();
-    Ok(RegistryAccess { plain_http: host.plain_http, roots, login })
+    Ok(RegistryAccess { registry: registry.to_owned(), plain_http: host.plain_http, roots, login })
 }
 
 fn apply_settings(settings: &Settings, registry: RegistryAccess) -> ApplySettings {

@@ -149,7 +149,7 @@ impl Machine {
             let order = Order::EnsureImage {
                 fence: self.fence(),
                 image: wanted.release.spec.image.clone(),
-                registry: self.registry.clone(),
+                registry: self.registry.clone().for_image(&wanted.release.spec.image),
             };
             // On every host at once, before the first replica starts: a registry that fails costs nothing.
             let orders = pull.into_iter().map(|h| (h, order.clone())).collect();

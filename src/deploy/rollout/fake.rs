@@ -38,6 +38,8 @@ pub(crate) struct FakeHost {
     pub settings: Option<AppSettings>,
     pub releases: BTreeMap<Revision, ReleaseRecord>,
     pub images: BTreeSet<Digest>,
+    /// What it was told to pull, and with what.
+    pub pulls: Vec<(PushedDigest, RegistryAccess)>,
     pub lease: LeaseState,
     pub findings: Vec<Finding>,
     pub down: bool,
@@ -265,7 +267,8 @@ impl Fleet {
                 Ok(Reply::Ok)
             }
             Order::HasImage { digest } => Ok(Reply::HasImage(self.hosts[host].images.contains(digest))),
-            Order::EnsureImage { image, .. } => {
+            Order::EnsureImage { image, registry, .. } => {
+                self.hosts[host].pulls.push((image.clone(), registry.clone()));
                 let local = !self.hosts[host].images.insert(image.digest());
                 Ok(Reply::Image(ImageReport { local, fetched: Bytes(0) }))
             }

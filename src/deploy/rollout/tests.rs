@@ -2,7 +2,8 @@
 
 use super::fake::{Fate, Fleet, Image, app, release};
 use super::*;
-use crate::protocol::{Release, ReleaseState, ReplicaState, Revision};
+use crate::protocol::{Login, Release, ReleaseState, ReplicaState, Revision, WireSecret};
+use keelway_model::PushedDigest;
 use proptest::prelude::*;
 
 /// How one deployer's life ended.
@@ -20,11 +21,13 @@ struct Deployer<'a> {
     kill: Option<(usize, usize)>,
     steps: Vec<Step>,
     epoch: u64,
+    registry: RegistryAccess,
 }
 
 impl<'a> Deployer<'a> {
     fn new(fleet: &'a mut Fleet, epoch: u64) -> Self {
-        Self { fleet, fates: vec![], kill: None, steps: vec![], epoch }
+        let registry = RegistryAccess::default();
+        Self { fleet, fates: vec![], kill: None, steps: vec![], epoch, registry }
     }
     fn machine(&self, release: Release) -> Machine {
         let goal = Goal::resolve(&app(), release, &self.fleet.reports(), Fleet::wall(), "test");
@@ -34,7 +37,7 @@ impl<'a> Deployer<'a> {
                 HostView::new(format!("h{h}"), Some(Fleet::ip(h)), report)
             })
             .collect();
-        Machine::new(goal, Knobs::default(), RegistryAccess::default(), Epoch(self.epoch), views)
+        Machine::new(goal, Knobs::default(), self.registry.clone(), Epoch(self.epoch), views)
     }
     fn deploy(&mut self, release: Release) -> Life {
         let mut machine = self.machine(release);
@@ -151,6 +154,33 @@ fn a_release_that_does_not_work_goes_back_by_itself() {
         assert_eq!(exit(&Deployer::new(&mut fleet, 3).deploy(release("new", 3))), ExitCode::Done);
         assert_runs(&fleet, 3, 3);
     }
+}
+
+#[test]
+fn a_login_goes_to_no_other_registry_on_the_way_back() {
+    let mut fleet = fleet(2, 3);
+    let mut bad = release("new", 3);
+    let moved = "moved.example.com/web".parse().unwrap();
+    bad.spec.image = PushedDigest::attested_by_registry(moved, bad.spec.image.digest());
+    // It lives until the old release is gone from a host, which then pulls that again.
+    fleet.behaves("new", Image::Dies(Duration::from_millis(6000)));
+    let mut deployer = Deployer::new(&mut fleet, 2);
+    let login = Login { user: "u".into(), password: WireSecret("secret".to_owned().into()) };
+    deployer.registry = RegistryAccess {
+        registry: "moved.example.com".into(),
+        login: Some(login),
+        ..RegistryAccess::default()
+    };
+    assert_eq!(exit(&deployer.deploy(bad)), ExitCode::RolledBack);
+    let pulls: Vec<_> = fleet.hosts.iter().flat_map(|h| &h.pulls).collect();
+    let of = |registry: &str| {
+        let pulls = pulls.iter().filter(|p| p.0.repository().registry() == registry);
+        pulls.map(|p| p.1.login.is_some()).collect::<Vec<bool>>()
+    };
+    assert_eq!(of("moved.example.com"), [true; 2]);
+    // Two for the release of before, and one at least for the way back.
+    let old = of("r.example.com");
+    assert!(old.len() > 2 && !old.contains(&true), "{old:?}");
 }
 
 #[test]

@@ -126,6 +126,7 @@ fn manifest_type(store: &Store, digest: Digest) -> String {
 }
 
 fn client(image: &PushedDigest, access: RegistryAccess) -> Result<Client, Refusal> {
+    let access = access.for_image(image);
     let registry = image.repository().registry().to_owned();
     let pem = |(i, text): (usize, String)| Pem {
         origin: format!("certificate authority {} of the target", i + 1),
@@ -186,4 +187,31 @@ fn unpack_refusal(error: &keelway_container::ImageError) -> Refusal {
 fn full_or_failed(text: String) -> Refusal {
     let full = text.contains("No space left on device") || text.contains("Disk quota exceeded");
     Refusal::new(if full { RefusalKind::DiskFull } else { RefusalKind::Failed }, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keelway_deploy::protocol::{Login, WireSecret};
+
+    #[tokio::test]
+    async fn a_login_is_for_the_registry_it_was_given_for() {
+        let login = Login { user: "u".into(), password: WireSecret("p".to_owned().into()) };
+        let access = RegistryAccess {
+            registry: "new.example.com".into(),
+            login: Some(login),
+            ..RegistryAccess::default()
+        };
+        for (repository, known) in [("new.example.com/web", true), ("old.example.com/web", false)] {
+            let image = PushedDigest::attested_by_registry(
+                repository.parse().unwrap(),
+                Digest::of(repository.as_bytes()),
+            );
+            let client = client(&image, access.clone()).unwrap();
+            for registry in ["new.example.com", "old.example.com"] {
+                let has = client.login_for(registry).await.unwrap().is_some();
+                assert_eq!(has, known && registry == "new.example.com", "{repository}: {registry}");
+            }
+        }
+    }
 }
