@@ -56,6 +56,16 @@ pub enum LedgerError {
         /// As asked for.
         run: String,
     },
+    /// A part of an id that several have.
+    #[error("{text} fits more than one run: {}{}; write more of the id", ids.join(", "), if *more { ", .." } else { "" })]
+    Ambiguous {
+        /// As asked for.
+        text: String,
+        /// Some of those it fits.
+        ids: Vec<String>,
+        /// Whether there are others.
+        more: bool,
+    },
     /// No such attempt.
     #[error("run {run} has no attempt {attempt}: `keelway runs show {run}` shows those there are")]
     NoAttempt {

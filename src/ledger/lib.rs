@@ -31,5 +31,7 @@ pub use error::LedgerError;
 pub use logs::{LogLine, LogLines};
 pub use open::Ledger;
 pub use runs::{AttemptHandle, AttemptState, FencingToken, Interrupted, NewRun};
-pub use show::{AttemptDetail, AttemptRecord, Filter, NodeRecord, NodeState, RunDetail, RunSummary};
+pub use show::{
+    AttemptDetail, AttemptRecord, Filter, NodeRecord, NodeState, RecordedEvents, RunDetail, RunSummary,
+};
 pub use sink::LedgerSink;

@@ -1,7 +1,7 @@
 //! Output of nodes: one append-only file a node, a chunk an event.
 
 use crate::error::LedgerError;
-use keelway_disk::{ChunkLog, ChunkReader, Faults};
+use keelway_disk::{ChunkLog, ChunkReader, Faults, sync_dir};
 use keelway_model::{Attempt, EventKind, LogStream, NodeId, RunEvent, RunId, Timestamp};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ impl LogStore {
     /// The writing end for one attempt.
     pub fn writer(&self, run: &RunId, attempt: Attempt) -> NodeLogs {
         let store = self.clone();
-        NodeLogs { store, run: run.clone(), attempt, open: HashMap::new() }
+        NodeLogs { store, run: run.clone(), attempt, open: HashMap::new(), rooted: false }
     }
     /// The greatest number of a recorded piece of output; 0 where there is none.
     pub fn last_seq(&self, run: &RunId, attempt: Attempt) -> Result<u64, LedgerError> {
@@ -184,6 +184,8 @@ pub(crate) struct NodeLogs {
     run: RunId,
     attempt: Attempt,
     open: HashMap<Vec<NodeId>, (ChunkLog, PathBuf)>,
+    /// Whether the directories above those files last.
+    rooted: bool,
 }
 
 impl std::fmt::Debug for NodeLogs {
@@ -226,9 +228,18 @@ impl NodeLogs {
 
     /// The node ended: its log goes to disk before the event that says so.
     pub fn close(&mut self, node: &[NodeId]) -> Result<(), LedgerError> {
-        match self.open.remove(node) {
-            Some((mut log, path)) => log.sync().map_err(|source| LedgerError::Io { path, source }),
-            None => Ok(()),
+        let (Some((mut log, path)), LogStore::Files(runs)) = (self.open.remove(node), &self.store) else {
+            return Ok(());
+        };
+        log.sync().map_err(|source| LedgerError::Io { path, source })?;
+        // The names on the way to it, too: the file's, and once those of the attempt's and the run's directories.
+        let run = runs.join(self.run.as_str());
+        let attempt = attempt_dir(runs, &self.run, self.attempt);
+        let new: &[&Path] = if self.rooted { &[&attempt] } else { &[&attempt, &run, runs] };
+        for dir in new {
+            sync_dir(dir).map_err(|source| LedgerError::Io { path: (*dir).into(), source })?;
         }
+        self.rooted = true;
+        Ok(())
     }
 }

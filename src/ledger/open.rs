@@ -3,13 +3,13 @@
 use crate::error::LedgerError;
 use crate::logs::LogStore;
 use crate::schema;
-use keelway_disk::Lock;
+use keelway_disk::{Lock, LockError};
 use keelway_model::{Clock, RunId, Timestamp};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a call waits for another process's transaction.
 const BUSY: Duration = Duration::from_secs(20);
@@ -133,12 +133,18 @@ impl Ledger {
 
     /// The lock of whoever runs a run; `None` while somebody has it. Always free in memory.
     pub(crate) fn try_own(&self, run: &RunId) -> Result<Option<Owner>, LedgerError> {
+        self.own_within(run, Duration::ZERO)
+    }
+
+    /// The same, waiting so long for whoever has it.
+    pub(crate) fn own_within(&self, run: &RunId, most: Duration) -> Result<Option<Owner>, LedgerError> {
         let Some(dir) = &self.0.dir else { return Ok(Some(Owner(None))) };
         let dir = dir.join("runs").join(run.as_str());
         std::fs::create_dir_all(&dir).map_err(|source| LedgerError::Io { path: dir.clone(), source })?;
         let path = dir.join("owner.lock");
-        match Lock::try_take(&path) {
-            Ok(lock) => Ok(lock.map(|l| Owner(Some(l)))),
+        match Lock::take(&path, Instant::now() + most, &|| false) {
+            Ok(lock) => Ok(Some(Owner(Some(lock)))),
+            Err(LockError::TimedOut { .. }) => Ok(None),
             Err(e) => Err(LedgerError::Io { path, source: std::io::Error::other(e) }),
         }
     }

@@ -1,13 +1,18 @@
 //! Runs and their attempts: who runs what, and who no longer does.
 
 use crate::error::LedgerError;
-use crate::open::{Durable, Ledger, Owner, Refusal};
+use crate::open::{Ledger, Owner, Refusal};
 use crate::sink::LedgerSink;
 use keelway_model::{Attempt, CommitId, EventKind, ExitCode, Outcome, RunEvent, RunId, Timestamp};
 use rusqlite::{OptionalExtension, Transaction, params};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long [`Ledger::begin_attempt`] waits for a lock that is held only for a moment: by [`Ledger::interrupted`] of
+/// another process, or by a child of this one between fork and exec.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// What is known of a run before it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +130,8 @@ impl AttemptHandle {
 
     fn end(&self, outcome: Outcome, interrupted: bool) -> Result<(), LedgerError> {
         let ledger = &self.ledger;
+        // Read before the transaction, which keeps others waiting: the attempt is ours, so nobody else adds to it.
+        let logged = ledger.log_store().last_seq(&self.run, self.attempt)?;
         ledger.write("end an attempt", |tx| {
             let state: String =
                 tx.query_row("SELECT state FROM attempts WHERE token = ?1", [self.sql_token()], |r| {
@@ -133,7 +140,6 @@ impl AttemptHandle {
             if state != AttemptState::Running.as_str() {
                 return Ok(());
             }
-            let logged = ledger.log_store().last_seq(&self.run, self.attempt)?;
             let kind = EventKind::RunFinished { outcome: outcome.clone(), millis: 0, interrupted };
             append(tx, self.sql_token(), logged, ledger.now(), kind)?;
             end_attempt(tx, self.sql_token(), ledger.now(), &outcome, interrupted)
@@ -169,23 +175,12 @@ impl Ledger {
         Ok(run)
     }
 
-    /// Says what a run runs, once that is known: planning comes after recording.
-    pub fn set_definition(&self, run: &RunId, definition: &str) -> Result<(), LedgerError> {
-        self.write_with(Durable::Soon, "record what a run runs", |tx| {
-            let changed = tx.execute(
-                "UPDATE runs SET definition = ?2 WHERE id = ?1",
-                params![run.as_str(), definition],
-            )?;
-            if changed == 0 { Err(no_run(run.as_str()).into()) } else { Ok(()) }
-        })
-    }
-
     /// Begins the next attempt of a run: 1, or one more than the last. An earlier attempt whose process died is marked
     /// interrupted first; refused while somebody runs the run.
     pub fn begin_attempt(&self, run: &RunId) -> Result<AttemptHandle, LedgerError> {
         // Before its directory is made.
         self.read("look a run up", |tx| known_run(tx, run))?;
-        let Some(owner) = self.try_own(run)? else {
+        let Some(owner) = self.own_within(run, MOMENT)? else {
             let pid = self.read("look an attempt up", |tx| {
                 let pid =
                     "SELECT pid FROM attempts WHERE run = ?1 AND state = 'running' ORDER BY n DESC LIMIT 1";
@@ -193,6 +188,7 @@ impl Ledger {
             })?;
             return Err(LedgerError::Running { run: run.clone(), pid });
         };
+        self.mark_interrupted(run)?;
         let (attempt, token) = self.write("begin an attempt", |tx| {
             if self.dir().is_none() {
                 // In memory there is no process that could have died.
@@ -201,7 +197,6 @@ impl Ledger {
                     return Err(LedgerError::Running { run: run.clone(), pid: Some(std::process::id()) }.into());
                 }
             }
-            self.mark_interrupted(tx, run)?;
             let last = "SELECT coalesce(max(n), 0) FROM attempts WHERE run = ?1";
             let n: u32 = tx.query_row(last, [run.as_str()], |r| r.get(0))?;
             let attempt = Attempt(n + 1);
@@ -229,34 +224,42 @@ impl Ledger {
         for run in running {
             // Held while the mark is made, so that nobody begins the run meanwhile.
             let Some(_owner) = self.try_own(&run)? else { continue };
-            found.extend(self.write("mark an interrupted run", |tx| self.mark_interrupted(tx, &run))?);
+            found.extend(self.mark_interrupted(&run)?);
         }
         Ok(found)
     }
 
-    /// The caller holds the run's lock, so whatever is marked running there is not.
-    fn mark_interrupted(&self, tx: &Transaction<'_>, run: &RunId) -> Result<Vec<Interrupted>, Refusal> {
-        let commit: Option<String> =
-            tx.query_row("SELECT revision FROM runs WHERE id = ?1", [run.as_str()], |r| r.get(0))?;
-        let commit = commit.and_then(|c| c.parse().ok());
-        let mut query =
-            tx.prepare("SELECT token, n, pid FROM attempts WHERE run = ?1 AND state = 'running'")?;
-        let dead = query
-            .query_map([run.as_str()], |r| {
-                Ok((r.get::<_, i64>(0)?, r.get::<_, u32>(1)?, r.get::<_, Option<u32>>(2)?))
-            })?
-            .collect::<Result<Vec<_>, _>>()?;
+    /// The caller holds the run's lock, so whatever is marked running there is not, and nobody else adds to its logs.
+    fn mark_interrupted(&self, run: &RunId) -> Result<Vec<Interrupted>, LedgerError> {
+        if self.dir().is_none() {
+            // In memory there is no process that could have died.
+            return Ok(Vec::new());
+        }
+        type Dead = (i64, u32, Option<u32>);
+        let (commit, dead): (Option<String>, Vec<Dead>) =
+            self.read("look for interrupted attempts", |tx| {
+                let commit =
+                    tx.query_row("SELECT revision FROM runs WHERE id = ?1", [run.as_str()], |r| r.get(0))?;
+                let mut query =
+                    tx.prepare("SELECT token, n, pid FROM attempts WHERE run = ?1 AND state = 'running'")?;
+                let dead = query.query_map([run.as_str()], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
+                Ok((commit, dead.collect::<Result<_, _>>()?))
+            })?;
+        let commit: Option<CommitId> = commit.and_then(|c| c.parse().ok());
         let mut found = Vec::new();
         for (token, n, pid) in dead {
             let attempt = Attempt(n);
             let process = pid.map_or_else(|| "its process".to_owned(), |p| format!("process {p}"));
             let text = format!("attempt {attempt} was interrupted: {process} ended without finishing it");
             let logged = self.log_store().last_seq(run, attempt)?;
-            append(tx, token, logged, self.now(), EventKind::Notice { text })?;
-            tx.execute(
-                "UPDATE attempts SET state = 'interrupted', finished = ?2 WHERE token = ?1",
-                params![token, self.now().0],
-            )?;
+            self.write("mark an interrupted run", |tx| {
+                append(tx, token, logged, self.now(), EventKind::Notice { text })?;
+                tx.execute(
+                    "UPDATE attempts SET state = 'interrupted', finished = ?2 WHERE token = ?1",
+                    params![token, self.now().0],
+                )?;
+                Ok(())
+            })?;
             found.push(Interrupted { run: run.clone(), attempt, commit: commit.clone() });
         }
         Ok(found)

@@ -1,7 +1,7 @@
 //! Runs for people: the list, one run in full, its events and logs.
 
 use crate::error::LedgerError;
-use crate::logs::LogLines;
+use crate::logs::{LogLine, LogLines};
 use crate::open::{Ledger, Refusal};
 use crate::runs::{AttemptState, known_run, no_run};
 use keelway_model::{
@@ -9,6 +9,7 @@ use keelway_model::{
 };
 use rusqlite::{Row, Transaction, params};
 use std::collections::HashMap;
+use std::iter::Peekable;
 
 /// Which runs to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +116,9 @@ pub enum NodeState {
     Ended(Outcome, u64),
 }
 
+/// How many runs an ambiguous id names.
+const NAMED: usize = 5;
+
 const RUN_COLUMNS: &str = "id, repo, revision, branch, event, definition, created";
 
 impl Ledger {
@@ -136,12 +140,21 @@ impl Ledger {
         self.read("look a run up", |tx| {
             let mut query = tx.prepare(
                 "SELECT id FROM runs WHERE id = ?1 OR substr(id, 1, length(?1)) = ?1 OR substr(id, -length(?1)) = ?1
-                 ORDER BY id = ?1 DESC LIMIT 2",
+                 ORDER BY id = ?1 DESC, created DESC, rowid DESC LIMIT ?2",
             )?;
-            let ids = query.query_map([text], |r| r.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+            let limit = u32::try_from(NAMED).unwrap_or(0) + 1;
+            let ids = query.query_map(params![text, limit], |r| r.get::<_, String>(0))?;
+            let ids = ids.collect::<Result<Vec<_>, _>>()?;
             match ids.as_slice() {
                 [first, rest @ ..] if !text.is_empty() && (rest.is_empty() || first == text) => self.run_id(first),
-                _ => Err(no_run(text).into()),
+                [] => Err(no_run(text).into()),
+                _ if text.is_empty() => Err(no_run(text).into()),
+                several => Err(LedgerError::Ambiguous {
+                    text: text.chars().take(100).collect(),
+                    ids: several.iter().take(NAMED).cloned().collect(),
+                    more: several.len() > NAMED,
+                }
+                .into()),
             }
         })
     }
@@ -176,17 +189,15 @@ impl Ledger {
         self.log_store().lines(run, attempt, node)
     }
 
-    /// All that was recorded of an attempt (the last one where none is named), output included, in order.
-    pub fn events(&self, run: &RunId, attempt: Option<Attempt>) -> Result<Vec<RunEvent>, LedgerError> {
-        let (mut events, attempt) = self.read("read events", |tx| {
+    /// All that was recorded of an attempt (the last one where none is named), output included, in order. Output is read
+    /// as it is asked for: there may be more of it than fits in memory.
+    pub fn events(&self, run: &RunId, attempt: Option<Attempt>) -> Result<RecordedEvents, LedgerError> {
+        let (events, attempt) = self.read("read events", |tx| {
             let (token, attempt) = self.token(tx, run, attempt)?;
             Ok((self.rows(tx, token)?, attempt))
         })?;
-        for line in self.log_store().lines(run, attempt, None)? {
-            events.push(line?.into_event());
-        }
-        events.sort_by_key(|e| e.seq);
-        Ok(events)
+        let lines = self.log_store().lines(run, attempt, None)?.peekable();
+        Ok(RecordedEvents { events: events.into_iter().peekable(), lines })
     }
 
     fn token(
@@ -249,6 +260,28 @@ impl Ledger {
             found.push((r.get(0)?, record));
         }
         Ok(found)
+    }
+}
+
+/// What was recorded of an attempt, in order of `seq`: see [`Ledger::events`].
+pub struct RecordedEvents {
+    events: Peekable<std::vec::IntoIter<RunEvent>>,
+    lines: Peekable<LogLines>,
+}
+
+impl Iterator for RecordedEvents {
+    type Item = Result<RunEvent, LedgerError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let line_first = match (self.events.peek(), self.lines.peek()) {
+            (Some(event), Some(Ok(line))) => line.seq < event.seq,
+            (_, line) => line.is_some(),
+        };
+        if line_first {
+            self.lines.next().map(|line| line.map(LogLine::into_event))
+        } else {
+            self.events.next().map(Ok)
+        }
     }
 }
 

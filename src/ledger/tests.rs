@@ -74,6 +74,10 @@ fn story(run: &RunId) -> Vec<RunEvent> {
     ]
 }
 
+fn events(ledger: &Ledger, run: &RunId, attempt: Option<Attempt>) -> Vec<RunEvent> {
+    ledger.events(run, attempt).unwrap().map(Result::unwrap).collect()
+}
+
 fn texts(lines: LogLines) -> Vec<String> {
     lines.map(|l| l.unwrap().text).collect()
 }
@@ -89,7 +93,7 @@ fn a_run_reads_back_as_it_was() {
         for batch in told.chunks(3) {
             sink.events(batch).unwrap();
         }
-        assert_eq!(ledger.events(&run, None).unwrap(), told);
+        assert_eq!(events(&ledger, &run, None), told);
         assert_eq!(texts(ledger.logs(&run, None, None).unwrap()), ["cc -o app\n", "ok\n", "1 failed\n"]);
         assert_eq!(texts(ledger.logs(&run, Some(Attempt(1)), Some(&[NodeId(1)])).unwrap()), ["1 failed\n"]);
         let shown = ledger.show(&run).unwrap();
@@ -116,9 +120,14 @@ fn what_was_recorded_is_there_after_reopening_and_listed_newest_first() {
     assert_eq!(list(&Filter { branch: Some("dev".into()), ..Filter::default() }), [ids[1].clone()]);
     assert_eq!(ledger.find_run(ids[1].as_str()).unwrap(), ids[1]);
     assert_eq!(ledger.find_run(&ids[1].as_str()[16..]).unwrap(), ids[1]);
-    for nothing in ["", "2026", "zzz", "%"] {
+    for nothing in ["", "zzz", "%"] {
         assert!(matches!(ledger.find_run(nothing), Err(LedgerError::NoRun { .. })), "{nothing}");
     }
+    let several = ledger.find_run("2026").unwrap_err();
+    assert_eq!(
+        several.to_string(),
+        format!("2026 fits more than one run: {}, {}, {}; write more of the id", ids[2], ids[1], ids[0])
+    );
 }
 
 #[test]
@@ -157,7 +166,7 @@ fn a_state_and_its_event_are_one_transaction() {
     assert!(sink.events(&batch).is_err());
     let shown = ledger.show(&run).unwrap();
     assert_eq!(shown.attempts[0].attempt.state, AttemptState::Running);
-    assert_eq!(ledger.events(&run, None).unwrap(), told[..4]);
+    assert_eq!(events(&ledger, &run, None), told[..4]);
 }
 
 #[test]
@@ -199,7 +208,10 @@ fn each_commit_is_queued_once_and_leaves_with_the_end_of_its_run() {
     assert_eq!(ledger.show(&run).unwrap().attempts[1].attempt.exit, Some(ExitCode::Halted));
     let attempt = ledger.begin_attempt(&run).unwrap();
     let failed = Outcome::Failed { exit: 1, message: "failed: test".into() };
-    attempt.sink().events(&[event(1, &[], EventKind::RunFinished { outcome: failed, millis: 1, interrupted: false })]).unwrap();
+    attempt
+        .sink()
+        .events(&[event(1, &[], EventKind::RunFinished { outcome: failed, millis: 1, interrupted: false })])
+        .unwrap();
     let left: Vec<_> = queue(&ledger).into_iter().map(|q| q.commit).collect();
     assert_eq!(left, [commit(2), commit(3)], "a failed run is over");
     ledger.drop_queued(queue(&ledger)[0].position).unwrap();
@@ -297,7 +309,7 @@ fn nothing_recorded_is_lost_by_kill_9() {
         let marked = open(dir.path()).interrupted().unwrap();
         assert_eq!(marked, [Interrupted { run: run.clone(), attempt, commit: Some(commit(1)) }]);
         assert_eq!(ledger.interrupted().unwrap(), [], "marked once");
-        let events = ledger.events(&run, Some(attempt)).unwrap();
+        let events = events(&ledger, &run, Some(attempt));
         let (notice, told) = events.split_last().unwrap();
         assert!(
             matches!(&notice.kind, EventKind::Notice { text } if text.contains("interrupted")),

@@ -32,13 +32,21 @@ pub struct Context {
 impl Context {
     /// Writes a result to standard output. A reader that is gone (`| head`) is no error.
     pub fn print(&self, text: &str) -> Result<(), CommandError> {
+        self.print_more(text).map(|_| ())
+    }
+    /// The same for a part of a result; false when the reader is gone, and the rest is not worth making.
+    pub fn print_more(&self, text: &str) -> Result<bool, CommandError> {
         let mut out = io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-                Err(CommandError::outside(format!("cannot write the result: {e}")))
-            }
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(e) => Err(CommandError::outside(format!("cannot write the result: {e}"))),
         }
+    }
+    /// Prints one JSON object as a line.
+    pub fn print_json(&self, value: &impl serde::Serialize) -> Result<(), CommandError> {
+        let json = serde_json::to_string(value).map_err(CommandError::outside)?;
+        self.print(&format!("{json}\n"))
     }
     /// Shows what is worth knowing about a definition and stops nothing.
     pub fn warn(&self, found: &Diagnostics) {

@@ -5,7 +5,7 @@ use crate::args::{Format, RunsVerb};
 use crate::outcome::CommandError;
 use crate::{render, settings};
 use keelway_ledger::{AttemptDetail, AttemptRecord, Filter, Ledger, NodeRecord, NodeState, RunSummary};
-use keelway_model::{CommitId, NodeId, Outcome, RunId, format_duration};
+use keelway_model::{CommitId, NodeId, Outcome, RunEvent, RunId, format_duration};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -150,10 +150,12 @@ fn attempt_text(out: &mut String, detail: &AttemptDetail) {
 fn show(context: &Context, ledger: &Ledger, run: Option<&str>) -> Result<(), CommandError> {
     let id = find(ledger, run)?;
     if context.global.format == Format::Json {
-        let events = ledger.events(&id, None).map_err(CommandError::outside)?;
-        let lines: Vec<String> =
-            events.iter().map(|e| serde_json::to_string(e).unwrap_or_default() + "\n").collect();
-        return context.print(&lines.concat());
+        for event in ledger.events(&id, None).map_err(CommandError::outside)? {
+            if !json_line(context, &event.map_err(CommandError::outside)?)? {
+                break;
+            }
+        }
+        return Ok(());
     }
     let detail = ledger.show(&id).map_err(CommandError::outside)?;
     let run = &detail.run;
@@ -198,9 +200,22 @@ fn logs(
     };
     for line in ledger.logs(&id, None, None).map_err(CommandError::outside)? {
         let line = line.map_err(CommandError::outside)?;
-        if only.is_none_or(|n| line.node.first() == Some(&n)) {
-            context.print(&render::clean_lines(&line.text))?;
+        if only.is_some_and(|n| line.node.first() != Some(&n)) {
+            continue;
+        }
+        let more = match context.global.format {
+            Format::Text => context.print_more(&render::clean_lines(&line.text))?,
+            Format::Json => json_line(context, &line.into_event())?,
+        };
+        if !more {
+            break;
         }
     }
     Ok(())
+}
+
+/// Prints an event as a line; false when nobody reads any more.
+fn json_line(context: &Context, event: &RunEvent) -> Result<bool, CommandError> {
+    let json = serde_json::to_string(event).map_err(CommandError::outside)?;
+    context.print_more(&format!("{json}\n"))
 }
