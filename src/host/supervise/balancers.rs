@@ -44,7 +44,7 @@ impl Supervisor {
         self.balancer_state(&settings).await.map(|(_, report)| report).unwrap_or_default()
     }
 
-    /// Sees to it that an app's balancer runs.
+    /// Sees to it that an app's balancer runs, as soon as the app has settings.
     pub(super) fn watch_balancer(self: &Arc<Self>, app: &Arc<App>) {
         let (this, app) = (Arc::clone(self), Arc::clone(app));
         tokio::spawn(async move {

@@ -93,7 +93,7 @@ impl Supervisor {
         }
     }
 
-    fn admit(&self, fence: &Fence) -> Result<Arc<App>, Refusal> {
+    fn admit(self: &Arc<Self>, fence: &Fence) -> Result<Arc<App>, Refusal> {
         let app = self.ensure_app(&fence.app)?;
         app.admit(fence.epoch)?;
         Ok(app)
@@ -114,13 +114,9 @@ impl Supervisor {
             let text = format!("port {} is taken by the balancer of {other}: choose another", listen.port());
             return Err(Refusal::new(RefusalKind::Taken, text));
         }
-        let first = app.settings().is_none();
         app.set_settings(settings)?;
         self.ensure_firewall().await.map_err(|e| net(&e))?;
         self.ensure_balancer(app).await?;
-        if first {
-            self.watch_balancer(app);
-        }
         Ok(Reply::Ok)
     }
 

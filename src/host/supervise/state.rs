@@ -59,8 +59,9 @@ impl Supervisor {
     pub fn app(&self, name: &AppName) -> Option<Arc<App>> {
         self.apps.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
-    /// The app, made where it is not there.
-    pub fn ensure_app(&self, name: &AppName) -> Result<Arc<App>, Refusal> {
+    /// The app, made where it is not there. Its balancer is watched over from then on: once for each app that is made
+    /// or loaded, and never elsewhere.
+    pub fn ensure_app(self: &Arc<Self>, name: &AppName) -> Result<Arc<App>, Refusal> {
         let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(app) = apps.get(name) {
             return Ok(Arc::clone(app));
@@ -68,6 +69,7 @@ impl Supervisor {
         let app = tokio::task::block_in_place(|| App::open(&self.settings, name.clone()));
         let app = Arc::new(app.map_err(|e| disk(&e, &format!("use the directory of {name}")))?);
         apps.insert(name.clone(), Arc::clone(&app));
+        self.watch_balancer(&app);
         Ok(app)
     }
     fn all_replicas(&self) -> Vec<(Arc<App>, Arc<Replica>)> {

@@ -83,6 +83,7 @@ fn tests() -> ExitCode {
         Trial::test("a_sick_backend_gets_nothing", || run(balancing::sick_backend)),
         Trial::test("life_of_a_replica", || run(replicas::life)),
         Trial::test("whoever_is_killed_comes_back", || run(replicas::kills)),
+        Trial::test("a_balancer_is_watched_from_the_first", || run(replicas::watched)),
         Trial::test("stubborn_broken_and_missing", || run(replicas::stubborn)),
         Trial::test("late_orders_are_refused", || run(replicas::fencing)),
     ];

@@ -414,6 +414,24 @@ pub fn kills() {
     nothing_left(&settings);
 }
 
+pub fn watched() {
+    let settings = settings("watched");
+    let mut s = Session::open(&settings);
+    let taken = std::net::TcpListener::bind("0.0.0.0:8094").unwrap();
+    let wanted = AppSettings { listen: ":8094".into(), peers: vec![] };
+    let refused = s.order(Order::EnsureApp { fence: s.fence(), settings: wanted }).unwrap_err();
+    assert_eq!(refused.kind, RefusalKind::Taken, "{refused}");
+    drop(taken);
+    // Nobody orders it again: it comes by itself, and after a kill too.
+    let balancer: SocketAddr = "127.0.0.1:8094".parse().unwrap();
+    wait_for("the balancer", || once(balancer, "/") == Some(503));
+    for _ in 0..2 {
+        kill_all(|l| l.contains("__balancer"));
+        wait_for("the balancer after a kill", || once(balancer, "/") == Some(503));
+    }
+    nothing_left(&settings);
+}
+
 pub fn stubborn() {
     let settings = settings("stubborn");
     let shell = |script| image_of(&settings.root, &["/bin/busybox", "sh", "-c", script]);
