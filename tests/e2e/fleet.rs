@@ -7,7 +7,7 @@ use keelway_tests::rig::{REGISTRY, Rig, look, wait_for};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
@@ -171,6 +171,8 @@ impl Fleet {
     pub fn judge(&self, sender: Sender) -> (Vec<Entry>, Verdict) {
         let book = sender.stop().expect("the load ends");
         let verdict = load::judge(&book, demo::logged_ids(&self.rig).expect("logs can be read"));
+        // For whoever looks on; tests/soak/run quotes it.
+        let _ = writeln!(std::io::stdout(), "{}: {}", book.first().map_or("", |e| e.id.split('-').next().unwrap_or("")), verdict.line());
         (book, verdict)
     }
     /// Ends a load of which nothing may be lost, nothing answered twice.

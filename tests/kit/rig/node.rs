@@ -18,6 +18,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+/// The users of a node, whatever the machine has: sshd asks for its own.
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n\
+                      sshd:x:104:65534::/run/sshd:/usr/sbin/nologin\n";
 const KEEPER: &str = "__rig-keeper";
 const INIT: &str = "__rig-init";
 
@@ -61,6 +64,7 @@ impl Node {
         fs::write(dir.join("cgroup"), cgroup)?;
         fs::write(dir.join("up/etc/hosts"), hosts)?;
         fs::write(dir.join("up/etc/hostname"), format!("{name}\n"))?;
+        fs::write(dir.join("up/etc/passwd"), PASSWD)?;
         fs::write(dir.join("up/etc/resolv.conf"), "")?;
         let mut keeper = Command::new(std::env::current_exe()?)
             .arg(KEEPER)
