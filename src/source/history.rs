@@ -5,8 +5,8 @@ use crate::mirror::{Mirror, commit_id, oid_of};
 use git2::Repository;
 use keelway_model::CommitId;
 
-/// New commits that are looked at, at most.
-const MAX_COMMITS: usize = 100_000;
+/// New commits on a branch at most; a power of two.
+const MAX_COMMITS: usize = 1 << 16;
 
 /// How a branch went on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,20 +45,25 @@ fn walk(repo: &Repository, old: &CommitId, tip: &CommitId) -> Result<Option<Vec<
     if repo.find_commit(old).is_err() || !repo.graph_descendant_of(tip, old)? {
         return Ok(None);
     }
-    let mut out = Vec::new();
-    let mut at = tip;
     // The chain of first parents may pass `old` by (it was merged as a second parent): then it ends at the first
-    // commit that `old` already has.
-    while at != old && !repo.graph_descendant_of(old, at)? {
-        if out.len() == MAX_COMMITS {
-            return Err(git2::Error::from_str("more than 100000 new commits on one branch"));
+    // commit that `old` already has. From there on it has all of them, so looking now and then is enough.
+    let is_known = |at| Ok::<_, git2::Error>(at == old || repo.graph_descendant_of(old, at)?);
+    let mut chain = vec![tip];
+    while let Some(parent) =
+        chain.last().map(|at| repo.find_commit(*at)).transpose()?.and_then(|c| c.parent_id(0).ok())
+    {
+        if parent == old || (chain.len().is_power_of_two() && is_known(parent)?) {
+            break;
         }
-        out.push(commit_id(at));
-        match repo.find_commit(at)?.parent_id(0) {
-            Ok(parent) => at = parent,
-            Err(_) => break,
+        if chain.len() == MAX_COMMITS {
+            return Err(git2::Error::from_str("more than 65536 new commits on one branch"));
         }
+        chain.push(parent);
     }
-    out.reverse();
-    Ok(Some(out))
+    let (mut new, mut known) = (1, chain.len());
+    while new < known {
+        let middle = new.midpoint(known);
+        if is_known(chain[middle])? { known = middle } else { new = middle + 1 }
+    }
+    Ok(Some(chain[..new].iter().rev().map(|c| commit_id(*c)).collect()))
 }

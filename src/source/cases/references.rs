@@ -126,6 +126,34 @@ fn first_parent_commits_in_order() {
 }
 
 #[test]
+fn long_histories_with_merges_agree_with_git() {
+    let world = World::new();
+    let git = |args: &[&str]| world.repo.git(args).unwrap();
+    // Twenty commits on main, a side branch begun every third one and merged two later.
+    for n in 0..20 {
+        if n % 3 == 0 {
+            git(&["branch", "-f", "side"]);
+        }
+        world.repo.commit_file("a", &n.to_string()).unwrap();
+        if n % 3 == 2 {
+            git(&["checkout", "-q", "side"]);
+            world.repo.commit_file(&format!("b{n}"), "").unwrap();
+            git(&["checkout", "-q", "main"]);
+            git(&["merge", "-q", "--no-ff", "-m", "merge", "side"]);
+        }
+    }
+    let mirror = world.fetched();
+    let tip = world.repo.head().unwrap();
+    let all = git(&["rev-list", "HEAD"]);
+    assert!(all.lines().count() > 30);
+    for old in all.lines().filter(|old| **old != tip) {
+        let want = git(&["rev-list", "--first-parent", "--reverse", &format!("{old}..HEAD")]);
+        let want = Advance::Commits(want.lines().map(id).collect());
+        assert_eq!(mirror.first_parent_since(Some(&id(old)), &id(&tip)).unwrap(), want, "since {old}");
+    }
+}
+
+#[test]
 fn an_empty_repository_has_no_head() {
     let world = World::new();
     let empty = keelway_tests::git::GitRepo::init(&world.projects().join("empty")).unwrap();
