@@ -146,22 +146,12 @@ pub enum SourceError {
     /// Something that a commit may hold and Keelway does not support yet.
     #[error("{what} at {path}: not supported yet{hint}")]
     Unsupported {
-        /// `a git submodule`, `a Git LFS pointer`.
+        /// `a Git LFS pointer`.
         what: &'static str,
         /// Where in the tree.
         path: String,
         /// What to do instead.
         hint: &'static str,
-    },
-    /// A tree that tries to write where it may not.
-    #[error("commit {commit} holds the path {path:?}, which {why}; it is not checked out")]
-    HostilePath {
-        /// Which commit.
-        commit: CommitId,
-        /// The path, escaped.
-        path: String,
-        /// What is wrong with it.
-        why: &'static str,
     },
     /// libgit2 failed.
     #[error("{what}: {cause}")]

@@ -2,15 +2,14 @@
 //!
 //! - [`RepoUrl`] checks an address before anything is opened or executed; [`Mirror`] keeps a bare copy of the
 //!   repository under a cache folder and resolves references in it to a [`Pinned`] commit;
-//! - [`CommitTree`] reads a commit's files straight from git's objects, [`checkout`](Mirror::checkout) writes them
-//!   out where files are needed, [`DirTree`] reads a plain directory; all are a [`keelway_model::Tree`];
+//! - [`CommitTree`] reads a commit's files straight from git's objects, so nothing is ever checked out; [`DirTree`]
+//!   reads a plain directory; both are a [`keelway_model::Tree`];
 //! - [`Checkout`] is the work tree somebody stands in.
 //!
 //! Objects are read and written by libgit2; the network side of git's protocol is ours ([`GitSettings`] says with
 //! which HTTP client, ssh and bounds), so that there is one TLS stack and a bound on everything a server sends. Nothing
 //! of a repository is ever executed: no hook, filter, textconv, fsmonitor or helper, whatever its configuration says.
 
-mod checkout;
 mod connection;
 mod dir_tree;
 mod error;

@@ -302,12 +302,6 @@ impl Mirror {
         let repo = Repository::open_bare(&self.dir).map_err(|e| self.failed(&e))?;
         CommitTree::open(repo, commit)
     }
-
-    /// Writes exactly the files of a commit into `dir`, which is made where it is not there and must be empty. On an
-    /// error the folder is empty again.
-    pub fn checkout(&self, commit: &CommitId, dir: &Path) -> Result<(), SourceError> {
-        crate::checkout::write(&self.tree(commit)?, dir, crate::checkout::Bounds::default())
-    }
 }
 
 /// Looks at the pack as it comes: its bytes, and the number of objects that its head promises.
