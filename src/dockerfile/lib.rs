@@ -4,6 +4,7 @@
 //! instructions, [`ignore`] the patterns of `.dockerignore`, [`glob`] Go's `filepath.Match`.
 
 pub mod ast;
+mod codes;
 #[cfg(test)]
 mod corpus_tests;
 pub mod expand;
@@ -19,6 +20,7 @@ pub use ast::{
     Argument, Command, Directive, Dockerfile, Health, Heredoc, Instruction, Kind, Mount, MountKind, Run,
     Stage, Transfer, Trigger, Word,
 };
+pub use codes::{CODES, explain};
 pub use expand::{Environment, ExpandError, expand, expand_heredoc, expand_words};
 pub use glob::Glob;
 pub use ignore::{Coverage, Ignore, IgnoreError, ignore_file_candidates};

@@ -43,7 +43,7 @@ pub async fn lint(context: &Context, source: &Source) -> Result<(), CommandError
 
 /// What a code means.
 pub fn explain(context: &Context, code: &str) -> Result<(), CommandError> {
-    match keelway_pipeline::explain(code) {
+    match keelway_pipeline::explain(code).or_else(|| keelway_dockerfile::explain(code)) {
         Some(text) => context.print(&format!("{}\n", text.trim_end())),
         None => Err(CommandError::usage(format!(
             "{code:?} is no code of a diagnostic; it stands in brackets, for example error[K0102]"
