@@ -188,7 +188,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
         #[test]
         fn cut_or_damaged_anywhere_a_prefix_remains(
             chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..6),

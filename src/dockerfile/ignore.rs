@@ -405,6 +405,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         /// What coverage says of a directory holds for every path beneath it.
         #[test]
         fn coverage_never_lies(

@@ -18,6 +18,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn nothing_panics(data in prop::collection::vec(any::<u8>(), 0..1200), text in "[a-z0-9:,\\-\n]{0,80}") {
             super::fuzz_archive_head(&data);

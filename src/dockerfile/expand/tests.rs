@@ -106,6 +106,7 @@ fn growth_is_bounded() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn quoting_protects_anything(text in "[^']{0,40}") {
         prop_assert_eq!(ok(&format!("'{text}'")), text);

@@ -263,6 +263,7 @@ fn fuzz_entries_hold() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_text_is_read_or_refused(text in "(FROM|RUN|COPY|ENV|ARG|[ \\\\`\n\t#<='\"\\[\\]$a-c-]){0,40}") {
         fuzz::fuzz_dockerfile(text.as_bytes());

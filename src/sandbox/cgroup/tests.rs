@@ -159,6 +159,7 @@ fn names_stay_below_their_parent() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_mount_table(mut table in proptest::collection::vec(any::<u8>(), 0..400), at in 0usize..400) {
         Layout::from_mountinfo(&table, |_| String::new());

@@ -119,6 +119,7 @@ fn what_must_stay_out_is_out() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_call_of_any_architecture(nr: u32, native: bool, arch: u32, args: [u32; 2]) {
         let data = Data { nr, arch: if native { NATIVE_ARCH } else { arch }, args };
