@@ -39,13 +39,34 @@ fn sources() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Lines that are code: no comment lines, and nothing from a `#[cfg(test)]` module on.
-fn product_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines()
-        .enumerate()
-        .take_while(|(_, l)| l.trim() != "#[cfg(test)]")
-        .filter(|(_, l)| !l.trim_start().starts_with("//"))
-        .map(|(i, l)| (i + 1, l))
+/// Lines that are code: no comment lines, and no item that is only there in tests.
+fn product_lines(text: &str) -> Vec<(usize, &str)> {
+    let indent = |l: &str| l.len() - l.trim_start().len();
+    let mut out = Vec::new();
+    let mut lines = text.lines().enumerate().map(|(i, l)| (i + 1, l));
+    while let Some((n, line)) = lines.next() {
+        if line.trim() != "#[cfg(test)]" {
+            if !line.trim_start().starts_with("//") {
+                out.push((n, line));
+            }
+            continue;
+        }
+        // As rustfmt writes it, an item ends on its first line, or with a brace as far to the right as it began.
+        let Some((_, first)) = lines.find(|(_, l)| !l.trim_start().starts_with("#[")) else { break };
+        if !first.ends_with([';', ',', '}']) {
+            lines.find(|(_, l)| indent(l) == indent(first) && l.trim_start().starts_with('}'));
+        }
+    }
+    out
+}
+
+#[test]
+fn only_items_of_tests_are_passed_over() {
+    let text = "use a;\n#[cfg(test)]\nmod tests;\nfn b() {\n    c();\n}\n// note\n    #[cfg(test)]\n    \
+                #[allow(x)]\n    fn d() {\n        if e {\n        }\n    }\n    f();\n#[cfg(test)]\nmod g {\n}\nh();\n";
+    let left: Vec<&str> = product_lines(text).into_iter().map(|(_, l)| l.trim()).collect();
+    assert_eq!(left, ["use a;", "fn b() {", "c();", "}", "f();", "h();"]);
+    assert_eq!(product_lines(text).last(), Some(&(18, "h();")));
 }
 
 fn is_test_file(path: &str) -> bool {
@@ -221,4 +242,37 @@ fn no_test_is_ignored_and_nothing_is_left_to_do() {
         }
     }
     fail_with(broken);
+}
+
+#[test]
+fn a_failing_property_test_writes_no_file() {
+    // What it would write is a folder beside the crates, which cargo then takes for one of them.
+    let (begin, none) = (["propt", "est!"].concat(), "failure_persistence: None");
+    let mut broken = Vec::new();
+    for (path, text) in sources() {
+        let tests = text.lines().filter(|l| l.trim_start().starts_with(&begin)).count();
+        if text.matches(none).count() < tests {
+            broken.push(format!("{path}: a {begin} without {none}"));
+        }
+    }
+    fail_with(broken);
+}
+
+#[test]
+fn every_code_of_a_dockerfile_diagnostic_is_explained() {
+    let codes = |text: &str| -> BTreeSet<String> {
+        let quoted = text.split('"').filter(|w| w.len() == 5 && w.starts_with('D'));
+        quoted.filter(|w| w[1..].bytes().all(|b| b.is_ascii_digit())).map(str::to_owned).collect()
+    };
+    let (mut used, mut explained) = (BTreeSet::new(), BTreeSet::new());
+    for (path, text) in sources() {
+        let product: String = product_lines(&text).into_iter().flat_map(|(_, l)| [l, "\n"]).collect();
+        if path == "src/dockerfile/codes.rs" {
+            explained = codes(&product);
+        } else if path.starts_with("src/") && !is_test_file(&path) {
+            used.extend(codes(&product));
+        }
+    }
+    assert!(used.len() > 20, "{used:?}");
+    assert_eq!(explained, used);
 }
