@@ -2,8 +2,9 @@
 //!
 //! Invariants: nothing is resolved through the image but beneath its root and without magic links; a mount
 //! goes onto the descriptor that was resolved and looked at, never onto a path. /proc, /sys and /dev must be
-//! ordinary directories. Device nodes work nowhere but on the bind mounts of /dev: every other mount is
-//! nodev. What masks a path was opened on the host before the image was there, and checked.
+//! ordinary directories. Device nodes are the sandbox's own and work nowhere but on the bind mounts of /dev:
+//! every other mount, /dev itself included, is nodev. No inode of the host's /dev is in sight of the process,
+//! which might chmod it. What masks a path was made before the image was there.
 
 mod overlay;
 mod target;
@@ -15,7 +16,7 @@ use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::mount::{MntFlags, umount2};
-use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mkdirat, mknodat};
 use nix::unistd::{fchdir, pivot_root, symlinkat, write};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -68,8 +69,8 @@ pub(crate) fn protected_paths() -> (Vec<String>, Vec<String>) {
     (masked, below("/proc", &READ_ONLY_PROC))
 }
 
-/// Things of the host, opened before the image is in sight.
-struct HostParts {
+/// Made, or opened on the host, before the image is in sight.
+struct Parts {
     devices: Vec<(&'static str, OwnedFd)>,
     null: OwnedFd,
     empty: OwnedFd,
@@ -82,17 +83,17 @@ pub(crate) fn enter(spec: &Spec, legacy: bool, stubs: &mut Vec<Stub>) -> Result<
         .map_err(step("open /"))?;
     sys::mount_setattr(host_root.as_fd(), 0, libc::MS_PRIVATE, true)
         .map_err(step("make the mounts private (is / a mount point?)"))?;
-    let host = HostParts::open(spec)?;
+    let parts = Parts::open(spec)?;
     let root = overlay::mount(&spec.root, host_root.as_fd(), legacy)?;
     let upper = match &spec.root {
         RootFs::Overlay { upper, .. } => Some(open_host_dir(upper)?),
         RootFs::ReadOnly { .. } => None,
     };
     let mut targets = Targets::new(root.as_fd(), upper, stubs)?;
-    proc(&mut targets, &host)?;
-    sys_fs(&mut targets, &host)?;
-    dev(&mut targets, &host, spec)?;
-    for (mount, bind) in spec.mounts.iter().zip(&host.binds) {
+    proc(&mut targets, &parts)?;
+    sys_fs(&mut targets, &parts)?;
+    dev(&mut targets, &parts, spec)?;
+    for (mount, bind) in spec.mounts.iter().zip(&parts.binds) {
         extra(&mut targets, mount, bind.as_ref())?;
     }
     pivot(&root)?;
@@ -152,28 +153,16 @@ fn tmpfs(size: u64, mode: u32, attributes: u64) -> Result<OwnedFd, Errno> {
     new_fs(c"tmpfs", &[(c"size", size.to_string()), (c"mode", format!("{mode:o}"))], attributes)
 }
 
-impl HostParts {
+impl Parts {
     fn open(spec: &Spec) -> Result<Self, SetupError> {
-        let mut devices = Vec::with_capacity(DEVICES.len());
-        for (name, major, minor) in DEVICES {
-            let path = format!("/dev/{name}");
-            let node =
-                open(path.as_str(), OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-                    .map_err(step(format!("open this machine's {path}")))?;
-            let stat = fstat(&node).map_err(step(format!("look at this machine's {path}")))?;
-            if !is_char(stat.st_mode) || stat.st_rdev != makedev(major, minor) {
-                return Err(step(format!(
-                    "use this machine's {path}, which is not the device {major}:{minor}"
-                ))(Errno::ENODEV));
-            }
-            let tree = sys::open_tree_clone(node.as_fd(), false).map_err(mount_error("a device", path))?;
-            devices.push((name, tree));
-        }
-        let null = open("/dev/null", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(step("open this machine's /dev/null"))?;
-        let null = sys::open_tree_clone(null.as_fd(), false).map_err(mount_error("/dev/null", "/proc"))?;
+        let nodes = device_nodes()?;
+        let devices = DEVICES
+            .iter()
+            .map(|(name, ..)| Ok((*name, bind_of(&nodes, name).map_err(mount_error("a device", *name))?)))
+            .collect::<Result<Vec<_>, SetupError>>()?;
+        let null = bind_of(&nodes, "null").map_err(mount_error("a null device", "/proc"))?;
         sys::mount_setattr(null.as_fd(), RDONLY | NOSUID | NOEXEC, 0, false)
-            .map_err(mount_error("/dev/null read-only", "/proc"))?;
+            .map_err(mount_error("a null device, read-only", "/proc"))?;
         let empty = tmpfs(4096, 0o555, RDONLY | NOSUID | NODEV | NOEXEC)
             .map_err(mount_error("an empty directory", "/proc"))?;
         let binds = spec.mounts.iter().map(open_bind).collect::<Result<_, _>>()?;
@@ -181,8 +170,25 @@ impl HostParts {
     }
 }
 
-fn is_char(mode: libc::mode_t) -> bool {
-    SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFCHR
+/// A tmpfs of this sandbox alone with the nodes of [`DEVICES`]. It is mounted nowhere: what the process
+/// reaches are binds of single nodes.
+fn device_nodes() -> Result<OwnedFd, SetupError> {
+    let fs = tmpfs(4096, 0o755, NOSUID | NOEXEC).map_err(mount_error("tmpfs for devices", "/dev"))?;
+    for (name, major, minor) in DEVICES {
+        let mode = Mode::from_bits_truncate(0o666);
+        mknodat(&fs, name, SFlag::S_IFCHR, mode, makedev(major, minor))
+            // The umask took part of the mode.
+            .and_then(|()| fchmodat(&fs, name, mode, FchmodatFlags::FollowSymlink))
+            .map_err(step(format!("make the device {name} ({major}:{minor})")))?;
+    }
+    Ok(fs)
+}
+
+/// A detached bind of one file of a file system of ours.
+fn bind_of(fs: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = openat(fs, name, flags, Mode::empty())?;
+    sys::open_tree_clone(file.as_fd(), false)
 }
 
 fn is_dir(mode: libc::mode_t) -> bool {
@@ -218,22 +224,22 @@ fn inside(mount: &OwnedFd, path: &str) -> Result<Option<OwnedFd>, SetupError> {
     }
 }
 
-fn mask(mount: &OwnedFd, paths: &[&str], host: &HostParts) -> Result<(), SetupError> {
+fn mask(mount: &OwnedFd, paths: &[&str], parts: &Parts) -> Result<(), SetupError> {
     for path in paths {
         let Some(at) = inside(mount, path)? else { continue };
         let stat = fstat(&at).map_err(step(format!("look at {path:?} to mask it")))?;
-        let cover = if is_dir(stat.st_mode) { &host.empty } else { &host.null };
+        let cover = if is_dir(stat.st_mode) { &parts.empty } else { &parts.null };
         let copy = sys::open_tree_clone(cover.as_fd(), false).map_err(mount_error("a mask", *path))?;
         attach(&copy, &at, "a mask", *path)?;
     }
     Ok(())
 }
 
-fn proc(targets: &mut Targets<'_>, host: &HostParts) -> Result<(), SetupError> {
+fn proc(targets: &mut Targets<'_>, parts: &Parts) -> Result<(), SetupError> {
     let at = targets.ordinary_directory("proc")?;
     let mount = new_fs(c"proc", &[], NOSUID | NODEV | NOEXEC).map_err(mount_error("proc", "/proc"))?;
     attach(&mount, &at, "proc", "/proc")?;
-    mask(&mount, &MASKED_PROC, host)?;
+    mask(&mount, &MASKED_PROC, parts)?;
     for path in READ_ONLY_PROC {
         let Some(at) = inside(&mount, path)? else { continue };
         let copy = sys::open_tree_clone(at.as_fd(), false).map_err(mount_error("a read-only view", path))?;
@@ -244,20 +250,20 @@ fn proc(targets: &mut Targets<'_>, host: &HostParts) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn sys_fs(targets: &mut Targets<'_>, host: &HostParts) -> Result<(), SetupError> {
+fn sys_fs(targets: &mut Targets<'_>, parts: &Parts) -> Result<(), SetupError> {
     let at = targets.ordinary_directory("sys")?;
     let mount =
         new_fs(c"sysfs", &[], RDONLY | NOSUID | NODEV | NOEXEC).map_err(mount_error("sysfs", "/sys"))?;
     attach(&mount, &at, "sysfs", "/sys")?;
-    mask(&mount, &MASKED_SYS, host)
+    mask(&mount, &MASKED_SYS, parts)
 }
 
-fn dev(targets: &mut Targets<'_>, host: &HostParts, spec: &Spec) -> Result<(), SetupError> {
+fn dev(targets: &mut Targets<'_>, parts: &Parts, spec: &Spec) -> Result<(), SetupError> {
     let at = targets.ordinary_directory("dev")?;
     let dev = tmpfs(64 << 10, 0o755, NOSUID | NODEV | NOEXEC).map_err(mount_error("tmpfs", "/dev"))?;
     attach(&dev, &at, "tmpfs", "/dev")?;
     let failed = |name: &str| step(format!("make /dev/{name}"));
-    for (name, tree) in &host.devices {
+    for (name, tree) in &parts.devices {
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
         let node = openat(&dev, *name, flags, Mode::from_bits_truncate(0o666)).map_err(failed(name))?;
         attach(tree, &node, "a device", format!("/dev/{name}"))?;
@@ -315,8 +321,7 @@ fn content_file(content: &[u8], mode: u32) -> Result<OwnedFd, Errno> {
         rest = &rest[write(&file, rest)?..];
     }
     drop(file);
-    let file = openat(&fs, "file", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    let tree = sys::open_tree_clone(file.as_fd(), false)?;
+    let tree = bind_of(&fs, "file")?;
     sys::mount_setattr(tree.as_fd(), RDONLY | NOSUID | NODEV, 0, false)?;
     Ok(tree)
 }

@@ -5,11 +5,13 @@ use crate::fixture::*;
 use keelway_sandbox::{CapProfile, Network, User};
 use libtest_mimic::Failed;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 
 pub const TESTS: &[Test] = &[
     ("isolation::r13_capabilities_are_exact", capabilities),
     ("isolation::r11_r14_r15_r16_r17_forbidden_calls", calls),
     ("isolation::r18_devices", devices),
+    ("isolation::r18_the_hosts_nodes_are_not_in_sight", host_nodes),
     ("isolation::r19_masked_and_read_only", masked),
     ("isolation::r03_descriptors", descriptors),
     ("isolation::r12_cgroups", cgroups),
@@ -61,6 +63,30 @@ fn devices() -> Result<(), Failed> {
         "{text}"
     );
     assert!(text.contains("no-b\nno-c\n4\n") && text.contains("full\n1\n"), "{text}");
+    Ok(())
+}
+
+fn host_nodes() -> Result<(), Failed> {
+    const NAMES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+    let look = || -> Result<Vec<_>, std::io::Error> {
+        let of = |name| {
+            let m = std::fs::metadata(format!("/dev/{name}"))?;
+            Ok((m.ino(), m.mode(), m.uid(), m.gid(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()))
+        };
+        NAMES.into_iter().map(of).collect()
+    };
+    let before = look()?;
+    // What the RUN changes is its own; what it changed still works, as do the nodes for another user.
+    let mut spec = sh("cd /dev; chmod 606 full && chown 1234:55 full && \
+         touch -d '2001-01-01 00:00:00' full && stat -c %a:%u:%g full; echo x > /dev/null && echo to-null; \
+         chmod 600 /proc/kallsyms 2>/dev/null || echo mask-kept");
+    spec.caps = CapProfile::Build;
+    assert_eq!(ok(&spec), "606:1234:55\nto-null\nmask-kept\n");
+    assert_eq!(look()?, before);
+    let mut spec =
+        sh("stat -c %a:%u:%t:%T /dev/full /dev/tty; echo x > /dev/null && head -c 2 /dev/urandom | wc -c");
+    spec.user.uid = 12;
+    assert_eq!(ok(&spec), "666:0:1:7\n666:0:5:0\n2\n");
     Ok(())
 }
 
