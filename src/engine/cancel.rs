@@ -22,7 +22,7 @@ pub enum CancelReason {
 /// How far a cancellation has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cancel {
-    /// False: stop in good order (SIGTERM, roll back). True: stop now (SIGKILL).
+    /// False: stop in good order (SIGTERM; a deploy ends after the step it is at). True: stop now (SIGKILL).
     pub kill: bool,
     /// Why.
     pub reason: CancelReason,

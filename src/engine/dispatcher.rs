@@ -21,10 +21,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-/// Lines of each node's log that are kept for showing a failure.
-pub const TAIL_LINES: usize = 20;
-/// Bytes of each such line.
-const TAIL_LINE_BYTES: usize = 2000;
 /// Messages on their way to the dispatcher.
 const MESSAGES: usize = 256;
 /// Sub-plans inside sub-plans.
@@ -41,11 +37,10 @@ pub struct Options {
     pub commit: Option<CommitId>,
     /// How many build steps run at once, and how many stages with steps. Pulls, pushes and deploys do not count.
     pub max_parallel: usize,
-    /// Bound on one node that says nothing itself.
-    pub timeout: Duration,
     /// From being asked to stop to being killed.
     pub grace: Duration,
-    /// The same for a deploy, which has to bring its hosts back to one version first.
+    /// The same for a deploy, which ends between two of its steps and so has to wait for the one it is at. The time its
+    /// replicas have to stop comes on top.
     pub deploy_grace: Duration,
     /// From being killed to being given up.
     pub kill_grace: Duration,
@@ -54,17 +49,16 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults: one place a core, at least two; an hour a node; ten seconds of grace, fifteen minutes for a
-    /// deploy; five seconds to die.
+    /// The defaults: one place a core, at least two; ten seconds of grace, three minutes for a deploy (its longest order
+    /// that is not abandoned takes two and a half); five seconds to die.
     pub fn new(run: RunId, clock: Arc<dyn Clock>) -> Self {
         Self {
             run,
             attempt: Attempt(1),
             commit: None,
             max_parallel: std::thread::available_parallelism().map_or(2, usize::from).max(2),
-            timeout: Duration::from_secs(3600),
             grace: Duration::from_secs(10),
-            deploy_grace: Duration::from_secs(900),
+            deploy_grace: Duration::from_secs(180),
             kill_grace: Duration::from_secs(5),
             clock,
         }
@@ -197,7 +191,6 @@ struct Cell {
     elapsed: Duration,
     output: Option<Output>,
     result: Option<String>,
-    tail: VecDeque<String>,
 }
 
 struct Scope {
@@ -250,9 +243,6 @@ impl Dispatcher {
                 // A blocking thread that outlived its node has nothing to say any more.
                 if self.cells[index].state == State::Ended {
                     return;
-                }
-                if let EventKind::Log { text, .. } = &kind {
-                    keep_tail(&mut self.cells[index].tail, text);
                 }
                 self.emit(self.cells[index].path.clone(), kind).await;
             }
@@ -334,7 +324,6 @@ impl Dispatcher {
                 elapsed: Duration::ZERO,
                 output: None,
                 result: None,
-                tail: VecDeque::new(),
             });
             self.emit(path, planned).await;
         }
@@ -540,18 +529,6 @@ fn report(cell: Cell) -> NodeReport {
         elapsed: cell.elapsed,
         output: cell.output,
         result: cell.result,
-        tail: cell.tail.into(),
-    }
-}
-
-fn keep_tail(tail: &mut VecDeque<String>, text: &str) {
-    for line in text.lines() {
-        if tail.len() == TAIL_LINES {
-            tail.pop_front();
-        }
-        let end =
-            (0..=TAIL_LINE_BYTES.min(line.len())).rev().find(|&i| line.is_char_boundary(i)).unwrap_or(0);
-        tail.push_back(line[..end].to_owned());
     }
 }
 

@@ -24,7 +24,7 @@ mod sink;
 
 pub use cache::{CacheError, Claim, MemoryCache, StepCache};
 pub use cancel::{Cancel, CancelReason, CancelSource, CancelToken};
-pub use dispatcher::{Options, RunError, TAIL_LINES, run};
+pub use dispatcher::{Options, RunError, run};
 pub use perform::{Ctx, Failure, LOG_EVENT_BYTES, Perform, Performed};
 pub use report::{NodeReport, RunReport, overall_exit};
 pub use sink::{Discard, Tee};

@@ -2,7 +2,8 @@
 //!
 //! [`supervise`] always ends and always tells the dispatcher so, whatever the performer does: a panic becomes a failure,
 //! a timeout or a cancellation first asks, then kills, then gives the future up. The time limit counts while the
-//! node has a place, and while it waits for an equal step elsewhere; not while it queues for a place.
+//! node has a place, and while it waits for an equal step elsewhere; not while it queues for a place. A node that says
+//! nothing has none: a stage runs until it ends or is stopped, a build's step until its stage's time is over.
 
 use crate::cache::{CacheError, Claim, StepCache};
 use crate::cancel::{CancelReason, CancelSource, CancelToken};
@@ -70,7 +71,7 @@ pub(crate) async fn supervise(task: Task) {
     };
     let (armed, mut phase) = watch::channel(None);
     let mut began = Instant::now();
-    let limit = task.node.timeout.unwrap_or(task.shared.options.timeout);
+    let limit = task.node.timeout;
     let mut watch = Watch {
         task: &task,
         cancel: &cancel,
@@ -93,7 +94,7 @@ pub(crate) async fn supervise(task: Task) {
                     Ok(()) => {
                         let since = *phase.borrow_and_update();
                         began = since.unwrap_or(began);
-                        watch.deadline = since.map(|s| s + limit);
+                        watch.deadline = due(since, limit);
                     }
                     Err(_) => arming = false,
                 },
@@ -104,7 +105,7 @@ pub(crate) async fn supervise(task: Task) {
     // Work that ended at its first poll was armed without the loop seeing it.
     if let Some(since) = *phase.borrow() {
         began = since;
-        watch.deadline = Some(since + limit);
+        watch.deadline = due(Some(since), limit);
     }
     let end = match worked {
         Worked::SubPlan(plan) => sub_plan(&task, plan, &mut watch).await,
@@ -117,8 +118,13 @@ pub(crate) async fn supervise(task: Task) {
         task.shared.messages.send(Message::Ended { index: task.index, end, elapsed: began.elapsed() }).await;
 }
 
-/// Hands a plan to the dispatcher and waits for its end, passing cancellations on to its nodes. Needs no bound of
-/// its own: every one of those nodes has one.
+/// When a phase's time is over; never where there is no limit, or one that no clock reaches.
+fn due(since: Option<Instant>, limit: Option<Duration>) -> Option<Instant> {
+    since?.checked_add(limit?)
+}
+
+/// Hands a plan to the dispatcher and waits for its end, passing cancellations on to its nodes: this node's time
+/// limit goes on and bounds them all.
 async fn sub_plan(task: &Task, plan: Plan, watch: &mut Watch<'_>) -> NodeEnd {
     let inner = CancelSource::new();
     if let Some(now) = watch.cancel.state() {
@@ -150,7 +156,7 @@ struct Watch<'a> {
     seen: Option<crate::cancel::Cancel>,
     /// When the next, harder measure is due.
     escalate: Option<(Instant, Measure)>,
-    limit: Duration,
+    limit: Option<Duration>,
     deadline: Option<Instant>,
     timed_out: bool,
 }
@@ -198,9 +204,11 @@ impl Watch<'_> {
         if state.kill && planned != Some(Measure::GiveUp) {
             self.escalate = Some((Instant::now() + options.kill_grace, Measure::GiveUp));
         } else if !state.kill && planned.is_none() {
-            let deploy = matches!(self.task.node.op, Op::Deploy(_));
-            let grace = if deploy { options.deploy_grace } else { options.grace };
-            self.escalate = Some((Instant::now() + grace, Measure::Kill));
+            let grace = match &self.task.node.op {
+                Op::Deploy(op) => options.deploy_grace.saturating_add(op.stop_grace),
+                _ => options.grace,
+            };
+            self.escalate = Instant::now().checked_add(grace).map(|at| (at, Measure::Kill));
         }
     }
 
@@ -219,7 +227,7 @@ impl Watch<'_> {
         if !self.timed_out || state.reason > CancelReason::Timeout {
             return NodeEnd::Cancelled;
         }
-        let limit = format_duration(self.limit);
+        let limit = self.limit.map(format_duration).unwrap_or_default();
         let mut message =
             format!("not done after {limit}, its time limit; raise `timeout` if it needs longer");
         if let Some(told) = told {

@@ -20,8 +20,6 @@ pub struct NodeReport {
     pub output: Option<Output>,
     /// What it gave, for people.
     pub result: Option<String>,
-    /// The last lines of its log, at most [`crate::TAIL_LINES`].
-    pub tail: Vec<String>,
 }
 
 /// A whole run.

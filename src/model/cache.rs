@@ -79,8 +79,6 @@ pub enum MissReason {
     Changed(Vec<KeyPart>),
     /// The key is known, its result is gone from the store.
     Collected,
-    /// The step is never cached.
-    NotCacheable,
 }
 
 impl fmt::Display for MissReason {
@@ -92,7 +90,6 @@ impl fmt::Display for MissReason {
                 write!(f, "{} changed", names.join(", "))
             }
             Self::Collected => f.write_str("its result is no longer in the store"),
-            Self::NotCacheable => f.write_str("never cached"),
         }
     }
 }

@@ -359,7 +359,7 @@ async fn no_more_run_at_once_than_there_are_places_and_tests_do_not_keep_builds_
 }
 
 #[tokio::test]
-async fn a_chatty_node_loses_no_line_to_a_slow_sink_and_its_tail_is_kept() {
+async fn a_chatty_node_loses_no_line_to_a_slow_sink() {
     struct Slow(Kept);
     impl EventSink for Slow {
         fn events(&mut self, batch: &[RunEvent]) -> Result<(), SinkError> {
@@ -386,9 +386,6 @@ async fn a_chatty_node_loses_no_line_to_a_slow_sink_and_its_tail_is_kept() {
         .filter_map(|e| if let EventKind::Log { text, .. } = &e.kind { Some(text.clone()) } else { None })
         .collect();
     assert_eq!(lines, (0..5000).map(|i| format!("line {i}\n")).collect::<Vec<_>>());
-    let tail = &report.nodes[1].tail;
-    assert_eq!(tail.len(), TAIL_LINES);
-    assert_eq!(tail.last().unwrap(), "line 4999");
 }
 
 #[tokio::test]

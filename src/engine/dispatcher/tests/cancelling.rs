@@ -98,6 +98,34 @@ async fn a_timeout_of_a_build_stops_its_steps() {
     );
 }
 
+/// Time stands still and jumps to the next timer: hours cost nothing.
+#[tokio::test(start_paused = true)]
+async fn a_step_of_a_build_has_the_time_that_its_stage_has() {
+    struct Long;
+    #[async_trait]
+    impl Perform for Long {
+        async fn key(&self, _: &Ctx, _: &Node, _: &[Output]) -> Result<Option<CacheKey>, Failure> {
+            Ok(None)
+        }
+        async fn perform(&self, ctx: Ctx, node: &Node, _: Vec<Output>) -> Result<Performed, Failure> {
+            if node.name == "image" {
+                return Ok(Performed::SubPlan(plan(&[("make", &[])])));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(2 * 3600)) => Ok(Performed::output(Output::Nothing)),
+                _ = ctx.cancel.cancelled() => Err(Failure::failed("stopped by SIGTERM")),
+            }
+        }
+    }
+    for (timeout, exit) in [(None, ExitCode::Done), (Some(3), ExitCode::Done), (Some(1), ExitCode::Failed)] {
+        let mut p = plan(&[("image", &[])]);
+        p.nodes[0].timeout = timeout.map(|hours| Duration::from_secs(hours * 3600));
+        let cache = Arc::new(MemoryCache::new());
+        let ran = run(p, Arc::new(Long), cache, Box::new(Discard), options(), CancelToken::never());
+        assert_eq!(ran.await.unwrap().exit, exit, "{timeout:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_interrupt_reaches_the_steps_of_a_build() {
     let fake = Arc::new(Fake::of([
