@@ -161,7 +161,7 @@ fn pump(from: OwnedFd, stream: LogStream, ctx: &Ctx) {
         };
         held.extend_from_slice(&buffer[..n]);
         let whole = held.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-        let cut = if whole == 0 && held.len() >= MOST { held.len() } else { whole };
+        let cut = if whole == 0 && held.len() >= MOST { whole_characters(&held) } else { whole };
         if cut > 0 {
             ctx.log_blocking(stream, &String::from_utf8_lossy(&held[..cut]));
             held.drain(..cut);
@@ -170,6 +170,22 @@ fn pump(from: OwnedFd, stream: LogStream, ctx: &Ctx) {
     if !held.is_empty() {
         ctx.log_blocking(stream, &String::from_utf8_lossy(&held));
     }
+}
+
+/// The length without a character that has only begun; output that is no UTF-8 is taken as it is.
+fn whole_characters(bytes: &[u8]) -> usize {
+    match bytes.utf8_chunks().last() {
+        // A character has at most four bytes, so what is left over is short.
+        Some(last) if (1..4).contains(&last.invalid().len()) && may_go_on(last.invalid()) => {
+            bytes.len() - last.invalid().len()
+        }
+        _ => bytes.len(),
+    }
+}
+
+/// Whether bytes are the beginning of a character.
+fn may_go_on(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|e| e.error_len().is_none())
 }
 
 /// The failure of a process that did not end well, `what` in front.
@@ -187,4 +203,20 @@ pub(crate) fn unsuccessful(what: &str, exit: &Exit) -> Failure {
         ExitKind::OutOfMemory => format!("{what}: out of memory; raise `limits.memory` or make it use less"),
         ExitKind::InitKilled => format!("{what}: its sandbox was killed from outside"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_output_without_a_line_is_cut_between_characters() {
+        let text = "a€𐍈".as_bytes();
+        for (length, whole) in [(1, 1), (2, 1), (3, 1), (4, 4), (5, 4), (7, 4), (8, 8)] {
+            assert_eq!(whole_characters(&text[..length]), whole, "{length} bytes");
+        }
+        // No UTF-8, and so never the beginning of anything.
+        assert_eq!(whole_characters(b"a\xff"), 2);
+        assert_eq!(whole_characters(b"a\xe2\x28"), 3);
+    }
 }

@@ -9,6 +9,7 @@ pub mod deploy;
 mod exec;
 pub mod lower;
 mod perform;
+mod pin;
 mod push;
 pub mod run;
 pub mod settings;

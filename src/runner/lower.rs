@@ -7,10 +7,7 @@ use keelway_engine::Failure;
 use keelway_image::{Bases, Build, BuildOptions, PinnedBase};
 use keelway_model::oci::{Descriptor, ImageConfig, Manifest};
 use keelway_model::plan::BuildOp;
-use keelway_model::{
-    Diagnostics, ExitCode, ImageRef, Op, Plan, Platform, SourceText, Tree, TreeError, TreePath,
-};
-use keelway_registry::ProgressFn;
+use keelway_model::{Diagnostics, ExitCode, ImageRef, Op, Plan, SourceText, Tree, TreeError, TreePath};
 use keelway_store::Store;
 use std::io::Read;
 use std::sync::Arc;
@@ -151,13 +148,10 @@ pub fn check(plan: &Plan, source: &Arc<dyn Tree>, settings: &Settings) -> Result
     Ok(all)
 }
 
-/// Pins every base and lowers the build.
-pub(crate) async fn lower(
+/// Pins every base, as `pin` says, and lowers the build.
+pub(crate) async fn lower<F: Future<Output = Result<PinnedBase, Failure>>>(
     opened: &Opened,
-    store: &Store,
-    registry: &keelway_registry::Client,
-    platform: &Platform,
-    progress: ProgressFn,
+    pin: impl Fn(ImageRef) -> F,
 ) -> Result<Plan, Failure> {
     let definition = |d: Diagnostics| Failure::new(ExitCode::Usage, d.to_string());
     let mut pinned = Bases::new();
@@ -167,36 +161,11 @@ pub(crate) async fn lower(
             return opened.build.lower(&pinned).map_err(definition);
         }
         for name in missing {
-            let base = pin(&name, store, registry, platform, Arc::clone(&progress)).await?;
+            let base = pin(name.clone()).await?;
             pinned.insert(name, base);
         }
     }
     Err(Failure::new(ExitCode::Usage, "the ONBUILD triggers of the base images ask for ever more images"))
-}
-
-/// What a reference means: by the store where it knows it, else by its registry.
-async fn pin(
-    name: &ImageRef,
-    store: &Store,
-    registry: &keelway_registry::Client,
-    platform: &Platform,
-    progress: ProgressFn,
-) -> Result<PinnedBase, Failure> {
-    let outside = |e: &dyn std::fmt::Display| Failure::outside(format!("{name}: {e}"));
-    if let Some(descriptor) = store.reference(name).map_err(|e| outside(&e))?
-        && store.has_blob(&descriptor.digest)
-    {
-        let config = config_of(store, &descriptor)?.1;
-        if platform.accepts(&config.platform) {
-            return Ok(PinnedBase { descriptor, config });
-        }
-    }
-    // The registry's own messages name registry and repository.
-    let resolved = registry
-        .fetch_image(store, name, platform, progress)
-        .await
-        .map_err(|e| Failure::outside(e.to_string()))?;
-    Ok(PinnedBase { descriptor: resolved.descriptor, config: resolved.config })
 }
 
 /// Manifest and config of an image of the store; blocking, small.

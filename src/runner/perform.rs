@@ -1,12 +1,13 @@
 //! Performs every [`Op`], for one run.
 
+use crate::pin::Pins;
 use crate::settings::Settings;
 use crate::{blocking, deploy, exec, lower, push, steps};
 use async_trait::async_trait;
 use keelway_dockerfile::Ignore;
-use keelway_engine::{Ctx, Failure, Perform, Performed};
+use keelway_engine::{CancelToken, Ctx, Failure, Perform, Performed};
 use keelway_image::{KeyContext, StepError};
-use keelway_model::oci::Descriptor;
+use keelway_model::oci::{Descriptor, ImageConfig};
 use keelway_model::plan::{AssembleOp, BaseOp, BuildOp, Chain, ExecOp, Network};
 use keelway_model::{
     CacheKey, CommitId, ExitCode, ImageRef, Node, NodeId, Op, Output, Plan, Platform, SnapshotId, Timestamp,
@@ -14,10 +15,14 @@ use keelway_model::{
 };
 use keelway_pipeline::RegistryRule;
 use keelway_sandbox::{CapProfile, Launcher, LauncherConfig, ParentName};
-use keelway_store::{Layer, Store};
+use keelway_store::{Layer, Origin, Store};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::task::JoinHandle;
+
+/// How long the end of a run waits for layers that nobody wants any more.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// What a process holds while it runs things: the store and the sandboxes. One a process.
 #[derive(Clone)]
@@ -90,6 +95,8 @@ pub struct Performer {
     pub(crate) rules: BTreeMap<String, RegistryRule>,
     /// Dockerfile text that is not in the context: `keelway image build -f`.
     pub(crate) dockerfile: Option<keelway_model::SourceText>,
+    /// What references mean in this run.
+    pins: Pins,
     /// By the path of the build's node.
     builds: Mutex<HashMap<Vec<NodeId>, Arc<OpenBuild>>>,
     /// Keys that were asked for, until their step is done.
@@ -141,6 +148,7 @@ impl Performer {
             subject,
             rules,
             dockerfile: None,
+            pins: Pins::default(),
             builds: Mutex::default(),
             keys: Mutex::default(),
             layers: Mutex::default(),
@@ -176,7 +184,11 @@ impl Performer {
             opened.map_err(Failure::from)
         })
         .await?;
-        let plan = lower::lower(&opened, self.store(), &self.registry, &op.platform, progress(&ctx)).await?;
+        let pin = |name: ImageRef| {
+            let ctx = &ctx;
+            async move { self.pins.pin(ctx, self.store(), &self.registry, &name, &op.platform).await }
+        };
+        let plan = lower::lower(&opened, pin).await?;
         if plan.nodes.iter().any(|n| matches!(&n.op, Op::Exec(e) if e.network == Network::Host)) {
             ctx.notice("RUN sees this machine's network (until private networks come); the result may depend on what it fetches").await;
         }
@@ -198,8 +210,18 @@ impl Performer {
     /// Makes sure that the layers of an image whose manifest is in the store are there too, and remembers its name.
     async fn layers_of(&self, ctx: &Ctx, name: &ImageRef, manifest: &Descriptor) -> Result<(), Failure> {
         let store = self.store();
-        let (document, config) = lower::config_of(store, manifest)?;
-        let known = store.reference(name).ok().flatten().is_some_and(|d| d.digest == manifest.digest);
+        let (document, config, known) = {
+            let (store, name, manifest) = (store.clone(), name.clone(), manifest.clone());
+            blocking(move || {
+                let (document, config) = lower::config_of(&store, &manifest)?;
+                let known = store.reference_with_origin(&name).ok().flatten();
+                // What this machine named itself stays so, whatever it names by now.
+                let known =
+                    known.is_some_and(|(d, from)| d.digest == manifest.digest || from == Origin::Local);
+                Ok((document, config, known))
+            })
+            .await?
+        };
         self.registry
             .fetch_layers(store, &name.repository, &document, &config, progress(ctx))
             .await
@@ -207,7 +229,9 @@ impl Performer {
         if !known {
             let (store, name, manifest) = (store.clone(), name.clone(), manifest.clone());
             blocking(move || {
-                store.set_reference(&name, &manifest).map_err(|e| Failure::outside(e.to_string()))
+                store
+                    .set_reference_from(&name, &manifest, Origin::Registry)
+                    .map_err(|e| Failure::outside(e.to_string()))
             })
             .await?;
         }
@@ -219,23 +243,11 @@ impl Performer {
         &self,
         ctx: &Ctx,
         name: &ImageRef,
-    ) -> Result<(Chain, Descriptor), Failure> {
-        let platform = Platform::host();
-        let store = self.store();
-        let known = store
-            .reference(name)
-            .map_err(|e| Failure::outside(e.to_string()))?
-            .filter(|d| store.has_blob(&d.digest));
-        let manifest = match known {
-            Some(d) => d,
-            None => {
-                let resolved = self.registry.fetch_image(store, name, &platform, progress(ctx)).await;
-                resolved.map_err(|e| Failure::outside(e.to_string()))?.descriptor
-            }
-        };
-        let config = Box::new(lower::config_of(store, &manifest)?.1);
-        let op = BaseOp { reference: Some(name.clone()), manifest: Some(manifest.clone()), config };
-        Ok((self.base(ctx, &op).await?, manifest))
+    ) -> Result<(Chain, ImageConfig), Failure> {
+        let pinned = self.pins.pin(ctx, self.store(), &self.registry, name, &Platform::host()).await?;
+        let (manifest, config) = (Some(pinned.descriptor), Box::new(pinned.config));
+        let op = BaseOp { reference: Some(name.clone()), manifest, config };
+        Ok((self.base(ctx, &op).await?, *op.config))
     }
 
     async fn exec(&self, ctx: &Ctx, node: &Node, op: &ExecOp, inputs: &[Output]) -> Result<Chain, Failure> {
@@ -297,11 +309,18 @@ impl Performer {
     }
 
     /// Waits for layers that nobody asked for any more, because their build failed: a thread that still works
-    /// would keep this process's run directory from being cleaned up.
-    pub async fn settle(&self) {
+    /// would keep this process's run directory from being cleaned up. Not for long, and not at all when the run was
+    /// killed: what is left then is the next start's to clean up.
+    pub async fn settle(&self, cancel: &CancelToken) {
         let left: Vec<_> = locked(&self.layers).drain().map(|(_, handle)| handle).collect();
-        for handle in left {
-            let _ = handle.await;
+        let all = async {
+            for handle in left {
+                let _ = handle.await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(SETTLE, all) => {}
+            _ = cancel.killed() => {}
         }
     }
 

@@ -158,6 +158,7 @@ async fn execute_attempt(
     }
     let sink = Tee::new(vec![Box::new(attempt.sink()), show]);
     let cache: Arc<dyn StepCache> = Arc::new(workspace.store.clone());
+    let stopped = cancel.clone();
     let report = keelway_engine::run(
         prepared.plan,
         Arc::clone(&performer) as Arc<dyn Perform>,
@@ -167,7 +168,7 @@ async fn execute_attempt(
         cancel,
     )
     .await;
-    performer.settle().await;
+    performer.settle(&stopped).await;
     Ok(report.map_err(|e| Failure::new(e.exit(), e.to_string()))?)
 }
 
@@ -222,10 +223,11 @@ pub async fn build_image(
         options.max_parallel = most;
     }
     let cache: Arc<dyn StepCache> = Arc::new(workspace.store.clone());
+    let stopped = cancel.clone();
     let report =
         keelway_engine::run(plan, Arc::clone(&performer) as Arc<dyn Perform>, cache, show, options, cancel)
             .await;
-    performer.settle().await;
+    performer.settle(&stopped).await;
     Ok(report.map_err(|e| Failure::new(e.exit(), e.to_string()))?)
 }
 

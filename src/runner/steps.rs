@@ -25,14 +25,18 @@ pub(crate) async fn run(
     inputs: &[Output],
 ) -> Result<Performed, Failure> {
     let store = performer.store();
-    let (chain, manifest) = match (&op.image, inputs.first()) {
+    let (chain, config) = match (&op.image, inputs.first()) {
         (ImageSource::Reference(name), _) => performer.image_by_name(ctx, name).await?,
-        (ImageSource::Node(_), Some(Output::Image(image))) => (image.chain.clone(), image.manifest.clone()),
+        (ImageSource::Node(_), Some(Output::Image(image))) => {
+            let (store, manifest) = (store.clone(), image.manifest.clone());
+            let config = blocking(move || Ok(lower::config_of(&store, &manifest)?.1)).await?;
+            (image.chain.clone(), config)
+        }
         (ImageSource::Node(_), other) => {
             return Err(Failure::bug(format!("the steps' image is {:?}", chain_of(other).err())));
         }
     };
-    let config = lower::config_of(store, &manifest)?.1.config;
+    let config = config.config;
     let mut base: Vec<(String, String)> = Vec::new();
     for pair in &config.env {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -41,6 +41,7 @@ pub use error::{OpenError, StoreError};
 pub use key::{KeyRules, Verdict, keep_everything};
 pub use layer::{Compression, Layer, UnpackError, UnpackLimits};
 pub use open::{ReapedRun, Store};
+pub use refs::Origin;
 pub use snapshot::{LAYER_TIME, SnapshotMeta, Upper};
 pub use view::View;
 pub use walk::overlay::is_for_images;

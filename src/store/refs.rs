@@ -14,6 +14,19 @@ use std::path::PathBuf;
 struct Reference {
     name: ImageRef,
     target: Descriptor,
+    #[serde(default)]
+    origin: Origin,
+}
+
+/// Where a name has its meaning from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// Given on this machine: no registry knows better.
+    #[default]
+    Local,
+    /// A registry said so when it was pulled; it may say something else by now.
+    Registry,
 }
 
 impl Store {
@@ -24,13 +37,23 @@ impl Store {
         self.inner.root.join("refs")
     }
 
-    /// Points `name` at a manifest. This is the publish point of an image: everything written to the store
-    /// before is synced first, then the reference is.
+    /// Points `name` at a manifest, on this machine's own word. This is the publish point of an image: everything written
+    /// to the store before is synced first, then the reference is.
     pub fn set_reference(&self, name: &ImageRef, target: &Descriptor) -> Result<(), StoreError> {
+        self.set_reference_from(name, target, Origin::Local)
+    }
+
+    /// [`Store::set_reference`] with where the meaning is from.
+    pub fn set_reference_from(
+        &self,
+        name: &ImageRef,
+        target: &Descriptor,
+        origin: Origin,
+    ) -> Result<(), StoreError> {
         if !self.has_blob(&target.digest) {
             return Err(StoreError::Missing { what: "manifest", name: target.digest.to_string() });
         }
-        let reference = Reference { name: name.clone(), target: target.clone() };
+        let reference = Reference { name: name.clone(), target: target.clone(), origin };
         let bytes = record::encode(&reference).map_err(|e| StoreError::io("write", self.refs())(e.into()))?;
         self.sync()?;
         self.publish(&self.refs(), &Self::reference_file(name), &bytes, Sync::Yes)
@@ -38,12 +61,17 @@ impl Store {
 
     /// What `name` points at; `None` also when its manifest is gone.
     pub fn reference(&self, name: &ImageRef) -> Result<Option<Descriptor>, StoreError> {
+        Ok(self.reference_with_origin(name)?.map(|(target, _)| target))
+    }
+
+    /// [`Store::reference`] with where that is from.
+    pub fn reference_with_origin(&self, name: &ImageRef) -> Result<Option<(Descriptor, Origin)>, StoreError> {
         let path = self.refs().join(Self::reference_file(name));
         if !path.try_exists().map_err(StoreError::io("read", &path))? {
             return Ok(None);
         }
         match record::read::<Reference>(&path) {
-            Some(r) => Ok(self.has_blob(&r.target.digest).then_some(r.target)),
+            Some(r) => Ok(self.has_blob(&r.target.digest).then_some((r.target, r.origin))),
             // Removed meanwhile, or not whole. References are synced, so the latter is worth an error.
             None if !path.exists() => Ok(None),
             None => Err(StoreError::Damaged { path, why: "it is not a reference".into() }),
