@@ -356,7 +356,7 @@ pub struct Finding {
 pub enum Check {
     /// Runs as root.
     Root,
-    /// Kernel at least 5.10.
+    /// Kernel at least 6.1.
     Kernel,
     /// The image's platform is the host's.
     Platform,
