@@ -172,12 +172,13 @@ pub fn run_command(binary: &Binary) -> String {
     )
 }
 
-/// Takes the binary from standard input, checks it, and puts it in its place by rename.
+/// Takes the binary from standard input, checks it, and puts it in its place by rename, on the disk before it has its
+/// name. Of the binaries there, the two that came last are kept; one that runs does not need its file.
 pub fn bring_command(binary: &Binary) -> String {
     let (path, dir, sum) = (binary.remote_path(), plain(&binary.dir), binary.digest.hex());
     // `sh` below gets the script as its argument, quoted for the shell around it; `$t` is a name that mktemp made.
     format!(
-        r#"sh -c '{ROOT}; exec $s sh -c "set -e; umask 022; mkdir -p {dir}; t=\$(mktemp {dir}/.new.XXXXXX); trap \"rm -f \$t\" EXIT; cat >\$t; echo {sum} \$t | sha256sum -c - >/dev/null; chmod 755 \$t; mv -f \$t {path}"'"#
+        r#"sh -c '{ROOT}; exec $s sh -c "set -e; umask 022; mkdir -p {dir}; t=\$(mktemp {dir}/.new.XXXXXX); trap \"rm -f \$t\" EXIT; cat >\$t; echo {sum} \$t | sha256sum -c - >/dev/null; chmod 755 \$t; sync \$t; mv -f \$t {path}; cd {dir}; ls -t | grep ^keelway- | tail -n +3 | while read old; do rm -f ./\$old; done || true"'"#
     )
 }
 
@@ -262,7 +263,7 @@ impl SshLink {
 
     async fn open(&self) -> Result<Live, ConnectError> {
         match self.attempt().await? {
-            Attempt::Live(live) => Ok(*live),
+            Attempt::Live(live) => return Ok(*live),
             Attempt::Missing(machine) => {
                 let ours = &self.settings.binary.machine;
                 if machine != *ours {
@@ -273,11 +274,15 @@ impl SshLink {
                     });
                 }
                 self.bring().await?;
-                match self.attempt().await? {
-                    Attempt::Live(live) => Ok(*live),
-                    Attempt::Missing(_) => Err(self.bring_error("it is not there after it was copied")),
-                }
             }
+            // A crash or a disk may have spoilt the file: brought again, once. Where that does not work either, what
+            // the far end said first is the better news.
+            Attempt::Broken(error) => self.bring().await.map_err(|_| error)?,
+        }
+        match self.attempt().await? {
+            Attempt::Live(live) => Ok(*live),
+            Attempt::Missing(_) => Err(self.bring_error("it is not there after it was copied")),
+            Attempt::Broken(error) => Err(error),
         }
     }
 
@@ -325,7 +330,7 @@ impl SshLink {
             return Err(classify(&host, &stderr));
         }
         let said = format!("{} {}", tail(&printed), tail(&stderr));
-        Err(ConnectError::Protocol { host, said })
+        Ok(Attempt::Broken(ConnectError::Protocol { host, said }))
     }
 
     async fn bring(&self) -> Result<(), ConnectError> {
@@ -377,6 +382,8 @@ async fn all_of(said: tokio::task::JoinHandle<String>) -> String {
 
 enum Attempt {
     Live(Box<Live>),
+    /// What is there does not run, or does not speak the protocol: what it did instead.
+    Broken(ConnectError),
     /// The binary is not there; `uname -m`.
     Missing(String),
 }

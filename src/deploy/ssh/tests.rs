@@ -127,6 +127,25 @@ fn the_binary_arrives_whole_or_not_at_all() {
     assert_eq!(std::fs::read_dir(&bin).unwrap().count(), 1);
     let ran = local_shell(&run_command(&b), &bin, b"");
     assert!(String::from_utf8_lossy(&ran.stdout).starts_with("ran __host"), "{ran:?}");
+    // Of three versions, the two that came last are kept; what is not ours stays.
+    std::fs::write(bin.join("note"), "").unwrap();
+    let versions = ["0.2.0", "0.3.0"].map(|v| Binary { version: v.into(), ..b.clone() });
+    for version in &versions {
+        let brought = local_shell(&bring_command(version), &bin, content);
+        assert!(brought.status.success(), "{}", String::from_utf8_lossy(&brought.stderr));
+    }
+    let name = |b: &Binary| b.remote_path().rsplit('/').next().unwrap().to_owned();
+    let mut left: Vec<String> =
+        std::fs::read_dir(&bin).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, [name(&versions[0]), name(&versions[1]), "note".to_owned()]);
+}
+
+#[test]
+fn the_binary_is_on_the_disk_before_it_has_its_name() {
+    let command = bring_command(&binary(Path::new("/x")));
+    let at = |what: &str| command.find(what).unwrap();
+    assert!(at("sha256sum") < at("sync ") && at("sync ") < at("mv -f"), "{command}");
 }
 
 /// A stand-in for ssh: drops what is ours, then does `body` with the remote command in `$r`.

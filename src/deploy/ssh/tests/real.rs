@@ -143,5 +143,15 @@ async fn over_a_real_sshd() {
     let lost = link.call(Order::HasImage { digest: Digest::of(b"") }, Duration::from_secs(20)).await;
     assert!(matches!(lost, Err(OrderError::Unreachable(_))), "{lost:?}");
     assert_eq!(status().await, Ok(Reply::Status(HostReport::default())));
+    // What a crash may leave of the file: it is brought again. The first is an empty script, the second not even that.
+    for spoilt in [&b""[..], b"\x7fELF"] {
+        let other = bin[0].with_extension("other");
+        std::fs::write(&other, spoilt).unwrap();
+        std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::rename(&other, &bin[0]).unwrap();
+        let link = sshd.link("ssh");
+        link.connect().await.unwrap();
+        assert_eq!(Binary::read(&bin[0], "").unwrap().digest, link.settings.binary.digest);
+    }
     drop(sshd);
 }
