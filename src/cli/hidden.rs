@@ -29,8 +29,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
 
 /// What a process of a host has to say goes to its standard error, which whoever started it keeps as its diary.
 fn diary() {
-    let filter = std::env::var("KEELWAY_LOG").unwrap_or_else(|_| "info".into());
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_default();
+    let filter = tracing_subscriber::EnvFilter::new("info");
     let _ =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr).try_init();
 }

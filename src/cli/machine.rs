@@ -27,8 +27,8 @@ pub struct Machine {
     pub proxies: Vec<(String, String)>,
     /// `KEELWAY_GIT_TOKEN`: for the repository that the command line names.
     pub git_token: Option<Redacted<String>>,
-    /// `SOURCE_DATE_EPOCH`.
-    pub source_date: Option<Timestamp>,
+    /// `SOURCE_DATE_EPOCH`, as it is written.
+    pub source_date: Option<String>,
     /// `KEELWAY_CLOCK`: seconds since the epoch at which Keelway's clock stands still; for tests.
     pub clock: Option<Timestamp>,
     /// `KEELWAY_LOG`: a filter for developers' logs.
@@ -62,7 +62,7 @@ impl Machine {
             path: std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default(),
             proxies,
             git_token: text("KEELWAY_GIT_TOKEN").map(Redacted::new),
-            source_date: seconds("SOURCE_DATE_EPOCH"),
+            source_date: text("SOURCE_DATE_EPOCH"),
             clock: seconds("KEELWAY_CLOCK"),
             log: text("KEELWAY_LOG"),
             root: std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0),

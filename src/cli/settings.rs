@@ -125,6 +125,18 @@ pub fn clock(machine: &Machine) -> Arc<dyn Clock> {
     }
 }
 
+/// `created` of images that are built without a commit.
+fn build_time(source_date: Option<&str>) -> Result<Timestamp, CommandError> {
+    let Some(text) = source_date else { return Ok(Timestamp(0)) };
+    // Nine thousand years fit a date, and their milliseconds fit the number.
+    match text.parse::<i64>() {
+        Ok(seconds) if (0..=253_402_300_799).contains(&seconds) => Ok(Timestamp::from_seconds(seconds)),
+        _ => Err(CommandError::usage(format!(
+            "SOURCE_DATE_EPOCH {text:?} is not a number of seconds since 1970; correct it or unset it"
+        ))),
+    }
+}
+
 /// Everything a run depends on.
 pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Settings, CommandError> {
     let state = state_dir(global, machine)?;
@@ -158,7 +170,7 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         proxy_env: machine.proxies.clone(),
         monitor: std::time::Duration::from_secs(2),
         max_parallel: None,
-        build_time: machine.source_date.unwrap_or(Timestamp(0)),
+        build_time: build_time(machine.source_date.as_deref())?,
         clock: clock(machine),
     })
 }

@@ -54,7 +54,7 @@ impl<W: Write + Send> EventSink for Plain<W> {
             for said in self.story.tell(event) {
                 match said {
                     Said::Line(line) if line.is_empty() => text.push('\n'),
-                    Said::Line(line) => text.push_str(&format!("{time} {line}\n")),
+                    Said::Line(line) | Said::Begins(line) => text.push_str(&format!("{time} {line}\n")),
                     Said::Output { label, text: line } => {
                         text.push_str(&format!("{time}   {label} | {line}\n"))
                     }

@@ -96,11 +96,10 @@ impl EventSink for Live {
                     line.finish_and_clear();
                 }
             }
-            // A node that begins without a reason to tell is a live line; its end is for the record.
-            let record = !matches!(event.kind, EventKind::Started { .. });
             let line = |said| match said {
-                Said::Line(line) if record || line.contains('(') => Some(line),
-                _ => None,
+                Said::Line(line) => Some(line),
+                // These are live lines, or the last words of one.
+                Said::Begins(_) | Said::Output { .. } | Said::Passing => None,
             };
             let lines: Vec<String> = said.into_iter().filter_map(line).collect();
             if !lines.is_empty() {

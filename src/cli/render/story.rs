@@ -18,6 +18,8 @@ const TAIL: usize = 20;
 pub(super) enum Said {
     /// A line for the record.
     Line(String),
+    /// A node begins, and there is nothing to tell but that: the live form shows it as a live line alone.
+    Begins(String),
     /// A line of a node's output.
     Output { label: String, text: String },
     /// Something that is true only now: shown by the live form alone.
@@ -109,7 +111,11 @@ impl Story {
                     n.now.clear();
                     why = n.miss.as_ref().map(|m| format!(" ({m})")).unwrap_or_default();
                 });
-                vec![line(Paint::Cyan, ">", format!("runs{why}"))]
+                let said = line(Paint::Cyan, ">", format!("runs{why}"));
+                vec![match said {
+                    Said::Line(text) if why.is_empty() => Said::Begins(text),
+                    said => said,
+                }]
             }
             EventKind::Log { text, .. } => {
                 let lines: Vec<String> = clean_lines(text).lines().map(str::to_owned).collect();

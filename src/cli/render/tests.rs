@@ -104,7 +104,10 @@ fn run_that_fails() -> Vec<RunEvent> {
         (&[1][..], log("\x1b]52;c;cm0gLXJm\x07\x1b[2Afake: step passed\n")),
         (&[1], finished(failed("step unit ended with exit code 1"), 187_000, None)),
         (&[2], finished(Outcome::Skipped { reason: SkipReason::Needs { name: "test".into() } }, 0, None)),
-        (&[], EventKind::RunFinished { outcome: failed("failed: test"), millis: 191_500, interrupted: false }),
+        (
+            &[],
+            EventKind::RunFinished { outcome: failed("failed: test"), millis: 191_500, interrupted: false },
+        ),
     ]);
     told(kinds)
 }
