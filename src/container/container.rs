@@ -29,6 +29,8 @@ use tokio::task::JoinHandle;
 
 /// How long the end of a log may come after the end of its processes.
 const LOG_END: Duration = Duration::from_secs(5);
+/// For deleting what an earlier run wrote.
+const TRASH: Duration = Duration::from_secs(10);
 /// What [`Status::last_bad`] and [`Status::ended`] are cut to.
 const MAX_REASON: usize = 500;
 
@@ -192,6 +194,13 @@ impl Container {
         while order.is_none() {
             status.send_modify(|s| {
                 *s = Status { restarts: s.restarts, ended: s.ended.take(), ..Status::default() };
+            });
+            // What the run before wrote, also one whose process was killed with its keeper. Not waited for.
+            let store = self.store.clone();
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = store.empty_trash(TRASH) {
+                    tracing::warn!(%error, "what an earlier run wrote is still there");
+                }
             });
             let begun = Instant::now();
             let ended = match self.start().await {
