@@ -7,7 +7,6 @@ use keelway_disk::Sync;
 use keelway_model::oci::Descriptor;
 use keelway_model::{Digest, ImageRef};
 use serde::{Deserialize, Serialize};
-use std::io;
 use std::path::PathBuf;
 
 #[derive(Serialize, Deserialize)]
@@ -92,14 +91,5 @@ impl Store {
         }
         out.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(out)
-    }
-
-    /// Removes a name; one that is not there is fine.
-    pub fn remove_reference(&self, name: &ImageRef) -> Result<(), StoreError> {
-        let path = self.refs().join(Self::reference_file(name));
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(e)),
-            _ => Ok(()),
-        }
     }
 }

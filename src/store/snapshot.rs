@@ -164,12 +164,6 @@ impl Store {
         self.snapshot_path(id).join("meta.json").exists()
     }
 
-    /// Whether the snapshot holds no entry (its root's own mode and owner aside).
-    pub fn snapshot_is_empty(&self, id: &SnapshotId) -> Result<bool, StoreError> {
-        let dir = self.existing(id)?;
-        Ok(std::fs::read_dir(&dir).map_err(StoreError::io("list", &dir))?.next().is_none())
-    }
-
     /// What is recorded beside it.
     pub fn snapshot_meta(&self, id: &SnapshotId) -> Result<SnapshotMeta, StoreError> {
         self.existing(id)?;

@@ -114,11 +114,9 @@ fn references_point_at_what_is_here() {
     assert_eq!(store.reference(&name).unwrap(), Some(one.clone()));
     assert!(store.path().join("synced").exists());
     assert_eq!(store.references().unwrap().iter().map(|r| &r.0).collect::<Vec<_>>(), [&other, &name]);
-    store.remove_reference(&other).unwrap();
-    store.remove_reference(&other).unwrap();
     std::fs::remove_file(store.blob_path(&one.digest)).unwrap();
     assert_eq!(store.reference(&name).unwrap(), None);
-    assert!(store.references().unwrap().is_empty());
+    assert_eq!(store.references().unwrap().iter().map(|r| &r.0).collect::<Vec<_>>(), [&other]);
 }
 
 fn key(n: u8) -> CacheKey {
