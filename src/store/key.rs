@@ -51,6 +51,10 @@ const VERSION: u32 = 1;
 /// Deeper trees are refused, for the sake of the stack.
 const MAX_DEPTH: usize = 256;
 
+/// Entries that are looked at for one digest, at most: a git tree that names one folder again and again is small and
+/// has no end (S10).
+const MAX_ENTRIES: u64 = if cfg!(test) { 20_000 } else { 2_000_000 };
+
 const RECORD: usize = 72;
 
 /// A table beyond this is begun anew. It is read whole: a quarter of a million records take 40 ms.
@@ -84,7 +88,8 @@ impl Store {
         now: Option<i64>,
     ) -> Result<Digest, TreeError> {
         let entry = tree.entry(path)?.ok_or_else(|| TreeError::NotFound { path: path.clone() })?;
-        let mut work = Work { store: self, tree, rules, now, fresh: Vec::new(), buffer: vec![0; 128 << 10] };
+        let mut work =
+            Work { store: self, tree, rules, now, fresh: Vec::new(), buffer: vec![0; 128 << 10], entries: 0 };
         let verdict = (rules.filter)(path, &entry);
         let digest = work.entry(path, &entry, verdict, 0)?;
         if !work.fresh.is_empty() {
@@ -118,6 +123,8 @@ struct Work<'a> {
     now: Option<i64>,
     fresh: Vec<(Digest, Digest)>,
     buffer: Vec<u8>,
+    /// Looked at so far.
+    entries: u64,
 }
 
 impl Work<'_> {
@@ -133,6 +140,11 @@ impl Work<'_> {
         }
         if depth > MAX_DEPTH {
             let source = io::Error::other(format!("directories are nested more than {MAX_DEPTH} deep"));
+            return Err(TreeError::Io { path: path.clone(), source });
+        }
+        self.entries += 1;
+        if self.entries > MAX_ENTRIES {
+            let source = io::Error::other(format!("there are more than {MAX_ENTRIES} files and directories"));
             return Err(TreeError::Io { path: path.clone(), source });
         }
         let meta = self.meta(e);

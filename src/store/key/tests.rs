@@ -251,3 +251,30 @@ fn a_file_that_did_not_change_is_not_read_again_and_one_that_did_is() {
     assert_ne!(now, at(i64::MAX), "another content");
     assert_eq!(truth, at(i64::MAX));
 }
+
+/// A folder of ten such folders.
+struct Bomb;
+
+impl Tree for Bomb {
+    fn entry(&self, path: &TreePath) -> Result<Option<TreeEntry>, TreeError> {
+        let kind = if path.components().count() > 30 { TreeKind::Fifo } else { TreeKind::Directory };
+        let name = path.file_name().unwrap_or_default().to_vec();
+        Ok(Some(TreeEntry { name, kind, mode: 0o755, uid: 0, gid: 0, xattrs: Vec::new(), link_id: None }))
+    }
+    fn list(&self, path: &TreePath) -> Result<Vec<TreeEntry>, TreeError> {
+        (0..10).filter_map(|n| self.entry(&path.join(&[b'0' + n])?).transpose()).collect()
+    }
+    fn open(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError> {
+        Err(TreeError::WrongKind { path: path.clone(), wanted: "a regular file" })
+    }
+    fn memo(&self, path: &TreePath) -> Option<Digest> {
+        Some(Digest::of(&path.components().count().to_le_bytes()))
+    }
+}
+
+#[test]
+fn s10_a_tree_without_end_is_refused() {
+    let (_dir, store) = rig();
+    let error = store.content_digest(&Bomb, &TreePath::root(), &ALL).unwrap_err().to_string();
+    assert!(error.contains("more than 20000 files and directories"), "{error}");
+}
