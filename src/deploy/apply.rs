@@ -238,11 +238,12 @@ async fn deploy(
         epoch: Epoch(0),
         ttl_ms: u64::try_from(lease::TTL.as_millis()).unwrap_or(u64::MAX),
     };
-    let claim = match keeper::acquire(links, claim, emit, &mut cancel).await {
-        Ok(claim) => claim,
+    let (claim, held_since) = match keeper::acquire(links, claim, emit, &mut cancel).await {
+        Ok(acquired) => acquired,
         Err(end) => return end,
     };
-    let end = leased(app, wanted, links, &welcomes, settings, emit, cancel, &claim, &mut journal).await;
+    let end =
+        leased(app, wanted, links, &welcomes, settings, emit, cancel, &claim, held_since, &mut journal).await;
     keeper::release(links, &claim).await;
     let (exit, summary) = (end.exit.code(), end.summary.clone());
     let line = Line { at: settings.clock.now(), epoch: claim.epoch, entry: Entry::End { exit, summary } };
@@ -295,6 +296,7 @@ async fn leased(
     emit: Emit<'_>,
     mut cancel: watch::Receiver<bool>,
     claim: &LeaseClaim,
+    began: Instant,
     journal: &mut Journal,
 ) -> DeployEnd {
     let keeper = keeper::Keeper::start(links, claim);
@@ -323,11 +325,11 @@ async fn leased(
     });
     let mut machine =
         Machine::new(goal, settings.knobs.clone(), settings.registry.clone(), claim.epoch, views.collect());
-    let began = Instant::now();
+    machine.lease(Duration::ZERO, LeaseNews::Renewed);
     let (mut looked, mut told) = (false, 0);
     loop {
-        if let Some(news) = keeper.news() {
-            machine.lease(began.elapsed(), news);
+        if let Some((asked, news)) = keeper.news() {
+            machine.lease(asked.saturating_duration_since(began), news);
         }
         if *cancel.borrow() {
             machine.cancel();

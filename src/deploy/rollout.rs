@@ -177,7 +177,7 @@ pub struct Ended {
 /// How the lease stands; told by the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseNews {
-    /// A majority renewed it just now.
+    /// A majority renewed it; the time that goes with it is when it was asked to.
     Renewed,
     /// Another owner has it, in words.
     Lost(String),
@@ -314,9 +314,9 @@ impl Machine {
         self.withheld = Some(reason);
     }
     /// News of the lease.
-    pub fn lease(&mut self, now: Duration, news: LeaseNews) {
+    pub fn lease(&mut self, at: Duration, news: LeaseNews) {
         match news {
-            LeaseNews::Renewed => self.lease_at = Some(now),
+            LeaseNews::Renewed => self.lease_at = Some(at),
             LeaseNews::Lost(who) => self.lost = Some(who),
         }
     }

@@ -34,13 +34,13 @@ async fn vote(links: &Links, order: impl Fn() -> Order) -> Votes {
     votes
 }
 
-/// Takes the lease at an epoch higher than any host has seen.
+/// Takes the lease at an epoch higher than any host has seen; with the moment at which it was asked for.
 pub(super) async fn acquire(
     links: &Links,
     mut claim: LeaseClaim,
     emit: Emit<'_>,
     cancel: &mut watch::Receiver<bool>,
-) -> Result<LeaseClaim, DeployEnd> {
+) -> Result<(LeaseClaim, Instant), DeployEnd> {
     let began = Instant::now();
     let mut seen: Option<(LeaseView, Instant)> = None;
     let mut told = false;
@@ -55,9 +55,10 @@ pub(super) async fn acquire(
             .map(|a| a.highest_epoch)
             .max();
         claim.epoch = Epoch(highest.unwrap_or_default().0.max(claim.epoch.0) + 1);
+        let asked = Instant::now();
         let votes = vote(links, || Order::AcquireLease(claim.clone())).await;
         if votes.granted >= lease::majority(links.len()) {
-            return Ok(claim);
+            return Ok((claim, asked));
         }
         release(links, &claim).await;
         if let Some(epoch) = votes.stale {
@@ -123,20 +124,24 @@ pub(super) async fn release(links: &Links, claim: &LeaseClaim) {
     let _ = tokio::time::timeout(lease::RENEW, give_back).await;
 }
 
+/// What came of a renewal, and when it was asked for: the hosts count from then or later, so a deployer that counts
+/// from there never believes in a lease that they have given up.
+type News = (Instant, LeaseNews);
+
 /// Renews a lease beside the rollout, as long as it lives.
 pub(super) struct Keeper {
-    news: Arc<Mutex<Option<LeaseNews>>>,
+    news: Arc<Mutex<Option<News>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Keeper {
     pub(super) fn start(links: &Links, claim: &LeaseClaim) -> Self {
-        let news = Arc::new(Mutex::new(Some(LeaseNews::Renewed)));
+        let news = Arc::new(Mutex::new(None));
         let task = tokio::spawn(keep(links.to_vec(), claim.clone(), news.clone()));
         Self { news, task }
     }
     /// What happened since the last call.
-    pub(super) fn news(&self) -> Option<LeaseNews> {
+    pub(super) fn news(&self) -> Option<News> {
         self.news.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -147,9 +152,10 @@ impl Drop for Keeper {
     }
 }
 
-async fn keep(links: Vec<Arc<dyn HostLink>>, claim: LeaseClaim, news: Arc<Mutex<Option<LeaseNews>>>) {
+async fn keep(links: Vec<Arc<dyn HostLink>>, claim: LeaseClaim, news: Arc<Mutex<Option<News>>>) {
     loop {
         tokio::time::sleep(lease::RENEW).await;
+        let asked = Instant::now();
         let votes = vote(&links, || Order::RenewLease(claim.clone())).await;
         let what = if votes.granted >= lease::majority(links.len()) {
             Some(LeaseNews::Renewed)
@@ -160,7 +166,7 @@ async fn keep(links: Vec<Arc<dyn HostLink>>, claim: LeaseClaim, news: Arc<Mutex<
         };
         if let Some(what) = what {
             let lost = matches!(what, LeaseNews::Lost(_));
-            *news.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+            *news.lock().unwrap_or_else(PoisonError::into_inner) = Some((asked, what));
             if lost {
                 return;
             }

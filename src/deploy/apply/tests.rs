@@ -350,3 +350,25 @@ async fn a_step_that_the_journal_cannot_take_is_not_given_to_any_host() {
     assert_eq!(rig.apply("new").await.exit, ExitCode::Done);
     rig.runs("new");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_counts_from_when_it_was_asked_for() {
+    let rig = Rig::new(1);
+    let claim = LeaseClaim {
+        app: app(),
+        owner: "me".into(),
+        who: "me".into(),
+        epoch: Epoch(1),
+        ttl_ms: u64::try_from(lease::TTL.as_millis()).unwrap(),
+    };
+    let (_, mut cancel) = watch::channel(false);
+    let (claim, asked) = keeper::acquire(&rig.links, claim, &|_| {}, &mut cancel).await.unwrap();
+    let keeper = keeper::Keeper::start(&rig.links, &claim);
+    assert!(keeper.news().is_none(), "the first moment is the one that came with the lease");
+    // Nobody looks for a long time; a host that answers late makes it no later.
+    tokio::time::sleep(lease::RENEW + Duration::from_secs(3)).await;
+    let (at, news) = keeper.news().expect("one renewal");
+    assert_eq!(news, LeaseNews::Renewed);
+    let after = at - asked;
+    assert!(after >= lease::RENEW && after < lease::RENEW + Duration::from_millis(100), "{after:?}");
+}
