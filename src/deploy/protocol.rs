@@ -434,9 +434,15 @@ pub struct RegistryAccess {
     /// http instead of https.
     #[serde(default)]
     pub plain_http: bool,
-    /// Certificate authorities besides the system's, PEM.
+    /// Certificate authorities for this registry besides the system's, PEM.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roots: Vec<String>,
+    /// Certificate authorities for every host that a pull may lead to, PEM.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra_roots: Vec<String>,
+    /// Hosts besides the registry's own that may see the login as token servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub token_realms: Vec<String>,
     /// User and password for basic and token authentication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login: Option<Login>,

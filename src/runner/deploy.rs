@@ -72,8 +72,17 @@ async fn access(
             )));
         }
     };
-    let roots = host.roots.iter().map(|p| String::from_utf8_lossy(&p.text).into_owned()).collect();
-    Ok(RegistryAccess { registry: registry.to_owned(), plain_http: host.plain_http, roots, login })
+    let texts = |pems: &[keelway_http::Pem]| -> Vec<String> {
+        pems.iter().map(|p| String::from_utf8_lossy(&p.text).into_owned()).collect()
+    };
+    Ok(RegistryAccess {
+        registry: registry.to_owned(),
+        plain_http: host.plain_http,
+        roots: texts(&host.roots),
+        extra_roots: texts(&settings.http.settings().extra_roots),
+        token_realms: host.token_realms,
+        login,
+    })
 }
 
 fn apply_settings(settings: &Settings, registry: RegistryAccess) -> ApplySettings {

@@ -128,14 +128,17 @@ fn manifest_type(store: &Store, digest: Digest) -> String {
 fn client(image: &PushedDigest, access: RegistryAccess) -> Result<Client, Refusal> {
     let access = access.for_image(image);
     let registry = image.repository().registry().to_owned();
-    let pem = |(i, text): (usize, String)| Pem {
-        origin: format!("certificate authority {} of the target", i + 1),
-        text: text.into_bytes(),
+    let pems = |of: &str, texts: Vec<String>| -> Vec<Pem> {
+        let pem = |(i, text): (usize, String)| Pem {
+            origin: format!("certificate authority {} {of}", i + 1),
+            text: text.into_bytes(),
+        };
+        texts.into_iter().enumerate().map(pem).collect()
     };
     let host = HostSettings {
         plain_http: access.plain_http,
-        roots: access.roots.into_iter().enumerate().map(pem).collect(),
-        token_realms: Vec::new(),
+        roots: pems("of the target's registry", access.roots),
+        token_realms: access.token_realms,
     };
     let mut credentials = Credentials::default();
     if let Some(login) = access.login {
@@ -150,7 +153,9 @@ fn client(image: &PushedDigest, access: RegistryAccess) -> Result<Client, Refusa
         ..RegistrySettings::default()
     };
     let bad = |e: keelway_http::SettingsError| Refusal::new(RefusalKind::ImageDenied, e.to_string());
-    let http = keelway_http::Client::new(HttpSettings::default()).map_err(bad)?;
+    let extra_roots = pems("of the deploying machine", access.extra_roots);
+    let http =
+        keelway_http::Client::new(HttpSettings { extra_roots, ..HttpSettings::default() }).map_err(bad)?;
     Client::new(&http, settings).map_err(bad)
 }
 
@@ -193,6 +198,19 @@ fn full_or_failed(text: String) -> Refusal {
 mod tests {
     use super::*;
     use keelway_deploy::protocol::{Login, WireSecret};
+
+    #[test]
+    fn authorities_of_both_kinds_reach_the_client() {
+        let image =
+            PushedDigest::attested_by_registry("r.example.com/web".parse().unwrap(), Digest::of(b"x"));
+        let none = || vec!["no certificate".to_owned()];
+        let given = RegistryAccess { registry: "r.example.com".into(), ..RegistryAccess::default() };
+        assert!(client(&image, given.clone()).is_ok());
+        let of_all = client(&image, RegistryAccess { extra_roots: none(), ..given.clone() }).unwrap_err();
+        assert!(of_all.message.contains("1 of the deploying machine"), "{of_all}");
+        let of_one = client(&image, RegistryAccess { roots: none(), ..given }).unwrap_err();
+        assert!(of_one.message.contains("1 of the target's registry"), "{of_one}");
+    }
 
     #[tokio::test]
     async fn a_login_is_for_the_registry_it_was_given_for() {
