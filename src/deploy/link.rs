@@ -84,6 +84,14 @@ pub enum ConnectError {
         /// What failed.
         said: String,
     },
+    /// The host will not talk to us.
+    #[error("{host}: {said}")]
+    Refused {
+        /// The host.
+        host: String,
+        /// Why not, and what to do.
+        said: String,
+    },
     /// Something else answers, or nothing sensible.
     #[error(
         "{host}: the far end does not speak the host protocol: {said}; check with: ssh {host} true (it must print nothing)"

@@ -304,6 +304,7 @@ impl SshLink {
             }
             Ok(Err(OpenError::Frame(crate::frame::FrameError::NotKeelway(printed)))) => printed,
             Ok(Err(OpenError::Frame(e))) => e.to_string(),
+            Ok(Err(OpenError::Refused(no))) => return Err(ConnectError::Refused { host, said: no.message }),
             Ok(Err(other)) => return Err(ConnectError::Protocol { host, said: other.to_string() }),
             Err(_) => {
                 return Err(ConnectError::Unreachable {

@@ -13,7 +13,6 @@ use keelway_deploy::protocol::{
     Greeting, Hello, Outcome, Refusal, RefusalKind, Request, Response, VERSION, Welcome,
 };
 use keelway_model::Platform;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -40,15 +39,6 @@ pub enum ServeError {
     /// It never said hello.
     #[error("the deployer said nothing within {HELLO:?}")]
     Silent,
-    /// The host's own state cannot be used.
-    #[error("cannot use {path}: {source}")]
-    State {
-        /// Which path.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
 }
 
 /// Answers the requests of one session until its input ends. Orders that were begun are finished by the
@@ -69,10 +59,20 @@ where
         let refused = Greeting::Refused(Refusal::new(RefusalKind::Version, text));
         return Ok(frame::write(&mut output, &refused).await?);
     }
+    // Before the welcome: who was refused is told why, who was welcomed is served.
+    if let Err(error) = record::make_dirs(&settings.settings) {
+        let text = format!(
+            "cannot use {}: {error}; look at it with: df -h {}",
+            settings.settings.state().display(),
+            settings.settings.root.display()
+        );
+        let kind = match error.kind() {
+            std::io::ErrorKind::StorageFull => RefusalKind::DiskFull,
+            _ => RefusalKind::Failed,
+        };
+        return Ok(frame::write(&mut output, &Greeting::Refused(Refusal::new(kind, text))).await?);
+    }
     frame::write(&mut output, &Greeting::Welcome(welcome(&settings))).await?;
-
-    let root = settings.settings.state();
-    record::make_dirs(&settings.settings).map_err(|source| ServeError::State { path: root, source })?;
     let link = Arc::new(Link { settings: settings.settings, checked: Mutex::new(false) });
     let (answers, mut to_write) = mpsc::channel::<Response>(MAX_REQUESTS);
     let writer = tokio::spawn(async move {
@@ -211,5 +211,33 @@ impl Link {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_host_whose_state_cannot_be_used_says_so_instead_of_welcome() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let root = file.join("keelway");
+        let settings = HostSettings { settings: Settings { root, ..Settings::default() }, address: None };
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let (input, output) = tokio::io::split(theirs);
+        let served = tokio::spawn(serve(input, output, settings));
+        let (mut from, mut to) = tokio::io::split(ours);
+        let hello = Hello { version: VERSION, keelway: "test".into(), binary: None };
+        frame::write(&mut to, &hello).await.unwrap();
+        frame::skip_to_magic(&mut from).await.unwrap();
+        let greeting = frame::read::<Greeting>(&mut from).await.unwrap();
+        let Some(Greeting::Refused(refusal)) = greeting else { panic!("{greeting:?}") };
+        assert!(
+            refusal.message.contains("/file/keelway/host") && refusal.message.contains("df -h"),
+            "{refusal}"
+        );
+        served.await.unwrap().unwrap();
     }
 }
