@@ -47,7 +47,7 @@ pub enum SpawnError {
     },
     /// Init died or spoke nonsense before the process ran.
     #[error(
-        "the sandbox's init ended before the process ran ({detail}); run `keelway doctor` to check this machine"
+        "the sandbox's init ended before the process ran ({detail}); `dmesg | tail` shows whether the kernel killed it for want of memory"
     )]
     InitLost {
         /// What is known.

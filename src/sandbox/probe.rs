@@ -1,4 +1,4 @@
-//! What this machine allows, for preflight and `doctor`: every "no" has its reason.
+//! What this machine allows, for preflight: every "no" has its reason.
 
 use crate::cgroup::Layout;
 use crate::sys;

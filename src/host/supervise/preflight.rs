@@ -6,6 +6,7 @@ use crate::network::{self, NetworkError};
 use crate::settings::listen_address;
 use keelway_deploy::protocol::{Check, Finding, Preflight, PreflightReport, Refusal};
 use keelway_model::{Bytes, Platform};
+use keelway_sandbox::ProbeFailure;
 use std::net::{SocketAddr, TcpListener};
 
 fn finding(what: Check, problem: impl Into<String>, mend: impl Into<String>) -> Finding {
@@ -116,10 +117,30 @@ fn machine() -> Vec<Finding> {
         (Check::Cgroups, &probe.memory),
     ] {
         if let Err(failure) = result {
-            findings.push(finding(what, failure.to_string(), "see `keelway doctor` on the host"));
+            findings.push(finding(what, failure.to_string(), mend(failure)));
         }
     }
     findings
+}
+
+/// What to do about something that the machine does not have.
+fn mend(failure: &ProbeFailure) -> String {
+    match failure {
+        ProbeFailure::Privilege { capability } => {
+            format!("deploy as root of the machine itself; a container would have to be given {capability}")
+        }
+        ProbeFailure::Kernel { feature: "overlayfs", .. } => "modprobe overlay".into(),
+        ProbeFailure::Kernel { .. } => {
+            "boot Linux 6.1 or later with seccomp (`uname -r`; Debian 12 and Ubuntu 24.04 have it)".into()
+        }
+        ProbeFailure::Controller { controller: "memory" } => {
+            "mount -t cgroup2 none /sys/fs/cgroup, or boot with cgroup_enable=memory (`cat /proc/cgroups`)"
+                .into()
+        }
+        ProbeFailure::Controller { .. } => {
+            "mount -t cgroup2 none /sys/fs/cgroup (`cat /proc/cgroups` shows what the kernel has)".into()
+        }
+    }
 }
 
 /// Tries the address; names who has it.
@@ -172,6 +193,16 @@ fn listener_inode(line: &str, port: u16) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_finding_has_a_mend_of_its_own() {
+        let overlay = ProbeFailure::Kernel { feature: "overlayfs", detail: "ENODEV".into() };
+        assert_eq!(mend(&overlay), "modprobe overlay");
+        let memory = mend(&ProbeFailure::Controller { controller: "memory" });
+        assert!(memory.contains("cgroup_enable=memory"), "{memory}");
+        let privilege = mend(&ProbeFailure::Privilege { capability: "CAP_SYS_ADMIN" });
+        assert!(privilege.contains("CAP_SYS_ADMIN"), "{privilege}");
+    }
 
     #[test]
     fn the_holder_of_a_port_is_named() {
