@@ -1,8 +1,9 @@
 //! What a proxy must do to headers before it passes a message on. Pure.
 //!
 //! hyper has parsed the message: conflicting lengths were refused, and where both a transfer coding and
-//! a length were given the length is gone (RFC 9112, 6.1). Here go the headers that concern one
-//! connection only, so that what is sent on is framed anew, by hyper, from the body it carries.
+//! a length were given it read the body by the coding but left the length in an answer's headers, where it
+//! would cut the body short. Here go the length that does not count (RFC 9112, 6.3) and the headers that
+//! concern one connection only, so that what is sent on is framed anew, by hyper, from the body it carries.
 
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
@@ -35,16 +36,13 @@ pub fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
             "this balancer is no tunnel: CONNECT is refused",
         ));
     }
-    if headers.contains_key(TRANSFER_ENCODING) {
-        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-        let one_chunked = codings.next().is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"chunked"))
-            && codings.next().is_none();
-        if !one_chunked || headers.contains_key(CONTENT_LENGTH) {
-            return Err(Refusal(
-                StatusCode::BAD_REQUEST,
-                "the only transfer coding accepted is chunked, without a content length",
-            ));
-        }
+    if headers.contains_key(TRANSFER_ENCODING)
+        && (!only_chunked(headers) || headers.contains_key(CONTENT_LENGTH))
+    {
+        return Err(Refusal(
+            StatusCode::BAD_REQUEST,
+            "the only transfer coding accepted is chunked, without a content length",
+        ));
     }
     match headers.get_all(HOST).iter().count() {
         0 if request.version() == Version::HTTP_11 => {
@@ -53,6 +51,12 @@ pub fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
         0 | 1 => Ok(()),
         _ => Err(Refusal(StatusCode::BAD_REQUEST, "more than one Host header")),
     }
+}
+
+/// Whether the message has no transfer coding that the next connection would not know of.
+pub fn only_chunked(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|v| v.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
 /// Whether the message asks for, or agrees to, WebSocket: the only protocol that is passed through.
@@ -79,7 +83,9 @@ pub fn strip(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
-    headers.remove(TRANSFER_ENCODING);
+    if headers.remove(TRANSFER_ENCODING).is_some() {
+        headers.remove(CONTENT_LENGTH);
+    }
 }
 
 /// Asks for, or agrees to, WebSocket on the next connection.
@@ -134,7 +140,6 @@ mod tests {
             ("connection", "keep-alive, x-secret , content-length"),
             ("x-secret", "1"),
             ("content-length", "3"),
-            ("transfer-encoding", "chunked"),
             ("te", "trailers"),
             ("upgrade", "h2c"),
             ("expect", "100-continue"),
@@ -142,7 +147,7 @@ mod tests {
             ("x-forwarded-proto", "https"),
         ]);
         towards_backend(&mut h, "198.51.100.7".parse().unwrap(), false);
-        for gone in ["x-secret", "te", "upgrade", "expect", "transfer-encoding"] {
+        for gone in ["x-secret", "te", "upgrade", "expect"] {
             assert!(!h.contains_key(gone), "{gone}");
         }
         assert_eq!(h["connection"], "close");
@@ -150,6 +155,15 @@ mod tests {
         assert_eq!(h["x-forwarded-for"], "192.0.2.1, 198.51.100.7");
         assert_eq!(h["x-forwarded-proto"], "http");
         assert_eq!(h["x-forwarded-host"], "a");
+    }
+
+    #[test]
+    fn a_length_beside_a_transfer_coding_does_not_count() {
+        let mut h = map(&[("content-length", "2"), ("transfer-encoding", "Chunked")]);
+        assert!(only_chunked(&h));
+        strip(&mut h);
+        assert!(h.is_empty(), "{h:?}");
+        assert!(!only_chunked(&map(&[("transfer-encoding", "gzip, chunked")])));
     }
 
     #[test]

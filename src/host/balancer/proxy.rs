@@ -192,6 +192,9 @@ impl Proxy {
                 _ => Err(lost("switched to a protocol that nobody asked for")),
             };
         }
+        if !headers::only_chunked(response.headers()) {
+            return Err(lost("answered with a transfer coding other than chunked"));
+        }
         let (mut head, body) = response.into_parts();
         headers::strip(&mut head.headers);
         head.version = Version::HTTP_11;

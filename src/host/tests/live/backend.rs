@@ -42,6 +42,13 @@ fn serve(mut stream: TcpStream, mut log: File) {
             return;
         }
         let (status, body) = answer(&target, &request, &mut log);
+        if target.starts_with("/two-lengths") {
+            let reply = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+            if stream.write_all(reply.as_bytes()).is_err() {
+                return;
+            }
+            continue;
+        }
         let none = if request.start.starts_with("HEAD") { "" } else { body.as_str() };
         let reply = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{none}", body.len());
         if stream.write_all(reply.as_bytes()).is_err() {

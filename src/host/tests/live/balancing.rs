@@ -285,6 +285,9 @@ pub fn requests_pass() {
     let large = "x".repeat(3 << 20);
     assert!(client.ask("POST", "/large", &large).expect("an answer").text().ends_with(&large));
 
+    let whole = client.ask("GET", "/two-lengths", "").expect("an answer").text();
+    assert_eq!(whole, "hello", "a length beside a transfer coding cuts nothing off");
+
     // Two lengths, a length and a coding, no host, a tunnel: refused, or one request and no more.
     let before = backend.logged().len();
     for (raw, status) in [
