@@ -37,8 +37,9 @@ use tokio::sync::{Semaphore, watch};
 const MAX_CONNECTIONS: usize = 8192;
 /// For a request's head, and for a kept-alive connection between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-/// Largest head of a request.
-const MAX_HEAD: usize = 64 << 10;
+/// What is buffered of a connection, about, and so what is read of a head before it is refused. The exact
+/// bound of a head is [`Bounds::head`].
+const MAX_BUFFER: usize = 64 << 10;
 /// For what is in flight when the balancer is told to end.
 const DRAIN: Duration = Duration::from_secs(30);
 /// After an accept that failed for want of descriptors or memory.
@@ -196,7 +197,7 @@ async fn serve(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
+        .max_buf_size(MAX_BUFFER)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::pin!(connection);

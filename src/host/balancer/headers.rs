@@ -23,13 +23,30 @@ const HOP_BY_HOP: [&str; 8] = [
     "upgrade",
 ];
 
+/// What a backend believes about where a request came from: only what this balancer saw itself. Everything named
+/// `x-forwarded-..` goes, too, but the chain of addresses, to which it adds; `proxy` would become the
+/// variable `HTTP_PROXY` of a CGI program.
+const CLAIMS: [&str; 3] = ["forwarded", "proxy", "x-real-ip"];
+const FORWARDED: &str = "x-forwarded-";
+const CHAIN: &str = "x-forwarded-for";
+
 /// Why a request is answered without being passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal(pub StatusCode, pub &'static str);
 
-/// Refuses what cannot be passed on safely.
-pub fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
+/// Refuses what cannot be passed on safely, and heads of more than `max_head` bytes.
+pub fn check<B>(request: &Request<B>, max_head: usize) -> Result<(), Refusal> {
     let headers = request.headers();
+    // Of each line: the name, ": ", the value, the end of the line.
+    let lines = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    if lines.sum::<usize>() + request.uri().path().len() + request.uri().query().map_or(0, str::len)
+        > max_head
+    {
+        return Err(Refusal(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "the target and the headers of the request are too long",
+        ));
+    }
     if request.method() == Method::CONNECT {
         return Err(Refusal(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -44,13 +61,41 @@ pub fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
             "the only transfer coding accepted is chunked, without a content length",
         ));
     }
-    match headers.get_all(HOST).iter().count() {
-        0 if request.version() == Version::HTTP_11 => {
+    let target = request.uri().authority().map(|a| a.as_str().as_bytes());
+    if target.is_some_and(|a| !is_host(a)) {
+        return Err(Refusal(StatusCode::BAD_REQUEST, "the target does not name a valid host"));
+    }
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if request.version() == Version::HTTP_11 => {
             Err(Refusal(StatusCode::BAD_REQUEST, "HTTP/1.1 needs a Host header"))
         }
-        0 | 1 => Ok(()),
-        _ => Err(Refusal(StatusCode::BAD_REQUEST, "more than one Host header")),
+        (Some(_), Some(_)) => Err(Refusal(StatusCode::BAD_REQUEST, "more than one Host header")),
+        (Some(host), None) if !is_host(host.as_bytes()) => {
+            Err(Refusal(StatusCode::BAD_REQUEST, "the Host header is not a host name or address"))
+        }
+        _ => Ok(()),
     }
+}
+
+/// A name or an address, and perhaps a port. Narrower than RFC 3986 allows: no name in use has more, and backends
+/// build links from it.
+fn is_host(text: &[u8]) -> bool {
+    let (host, rest) = match text.split_first() {
+        Some((b'[', inside)) => match inside.iter().position(|b| *b == b']') {
+            Some(end) => (&inside[..end], &inside[end + 1..]),
+            None => return false,
+        },
+        _ => text.split_at(text.iter().position(|b| *b == b':').unwrap_or(text.len())),
+    };
+    let known: fn(&u8) -> bool = match text.first() {
+        Some(b'[') => |b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'),
+        _ => |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b'%'),
+    };
+    let port = rest.strip_prefix(b":").unwrap_or(rest);
+    let port_fits =
+        port.iter().all(u8::is_ascii_digit) && port.len() <= 5 && (rest.is_empty() || rest[0] == b':');
+    !host.is_empty() && host.iter().all(known) && port_fits
 }
 
 /// Whether the message has no transfer coding that the next connection would not know of.
@@ -99,26 +144,47 @@ pub fn towards_backend(headers: &mut HeaderMap, client: IpAddr, websocket: bool)
     strip(headers);
     // Our own server answers it, as soon as the backend reads the body.
     headers.remove(EXPECT);
+    let claims: Vec<HeaderName> = headers.keys().filter(|n| is_claim(n.as_str())).cloned().collect();
+    for name in claims {
+        headers.remove(name);
+    }
     if websocket {
         set_websocket(headers);
     } else {
         // Each request has a connection of its own; see the module text of `proxy`.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let name = HeaderName::from_static("x-forwarded-for");
+    let name = HeaderName::from_static(CHAIN);
+    let address = client.to_string();
     let mut chain: Vec<u8> = Vec::new();
     for value in headers.get_all(&name) {
         chain.extend_from_slice(value.as_bytes());
         chain.extend_from_slice(b", ");
     }
-    chain.extend_from_slice(client.to_string().as_bytes());
-    if let Ok(value) = HeaderValue::from_bytes(&chain) {
-        headers.insert(name, value);
+    chain.extend_from_slice(address.as_bytes());
+    for (name, value) in
+        [(name, chain.as_slice()), (HeaderName::from_static("x-real-ip"), address.as_bytes())]
+    {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            headers.insert(name, value);
+        }
     }
     headers.insert(HeaderName::from_static("x-forwarded-proto"), HeaderValue::from_static("http"));
     if let Some(host) = headers.get(HOST).cloned() {
         headers.insert(HeaderName::from_static("x-forwarded-host"), host);
     }
+}
+
+/// Whether a client's header claims what only the balancer can say. A name with underscores is taken for the one with
+/// dashes that many backends cannot tell it from: such a name never passes.
+fn is_claim(name: &str) -> bool {
+    let dashed = name.replace('_', "-");
+    let ours = CLAIMS.contains(&dashed.as_str()) || dashed.starts_with(FORWARDED);
+    let framing = || {
+        HOP_BY_HOP.contains(&dashed.as_str())
+            || [CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING].iter().any(|n| n.as_str() == dashed)
+    };
+    if name == dashed { ours && name != CHAIN } else { ours || framing() }
 }
 
 #[cfg(test)]
@@ -145,11 +211,25 @@ mod tests {
             ("expect", "100-continue"),
             ("x-forwarded-for", "192.0.2.1"),
             ("x-forwarded-proto", "https"),
+            ("x-forwarded-port", "443"),
+            ("x-forwarded-prefix", "/evil"),
+            ("x_forwarded_for", "192.0.2.9"),
+            ("x-real_ip", "192.0.2.9"),
+            ("x-real-ip", "192.0.2.9"),
+            ("content_length", "9"),
+            ("forwarded", "for=192.0.2.9"),
+            ("proxy", "http://evil"),
+            ("x_of_the_app", "1"),
         ]);
         towards_backend(&mut h, "198.51.100.7".parse().unwrap(), false);
-        for gone in ["x-secret", "te", "upgrade", "expect"] {
+        for gone in ["x-secret", "te", "upgrade", "expect", "x-forwarded-port", "x-forwarded-prefix"] {
             assert!(!h.contains_key(gone), "{gone}");
         }
+        for gone in ["x_forwarded_for", "x-real_ip", "content_length", "forwarded", "proxy"] {
+            assert!(!h.contains_key(gone), "{gone}");
+        }
+        assert_eq!(h["x-real-ip"], "198.51.100.7");
+        assert_eq!(h["x_of_the_app"], "1");
         assert_eq!(h["connection"], "close");
         assert_eq!(h["content-length"], "3", "Connection cannot take the framing away");
         assert_eq!(h["x-forwarded-for"], "192.0.2.1, 198.51.100.7");
@@ -179,7 +259,7 @@ mod tests {
             let mut r = Request::new(());
             *r.method_mut() = method;
             *r.headers_mut() = map(pairs);
-            check(&r).map_err(|r| r.0.as_u16())
+            check(&r, 1000).map_err(|r| r.0.as_u16())
         };
         assert_eq!(request(Method::GET, &[("host", "a")]), Ok(()));
         assert_eq!(request(Method::GET, &[]), Err(400));
@@ -189,5 +269,21 @@ mod tests {
         let both = [("host", "a"), ("transfer-encoding", "chunked"), ("content-length", "3")];
         assert_eq!(request(Method::POST, &both), Err(400));
         assert_eq!(request(Method::POST, &both[..2]), Ok(()));
+        let long: &'static str = Box::leak("x".repeat(990).into_boxed_str());
+        assert_eq!(request(Method::GET, &[("host", "a"), ("x", long)]), Err(431));
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        for good in ["a", "a.example:8080", "a_b.example.", "192.0.2.1:80", "[2001:db8::1]:80", "[::1]", "a:"]
+        {
+            assert!(is_host(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "", ":80", "a b", "a/b", "a\"", "<a>", "a@b", "a:b", "a:1:2", "[::1", "[]", "[::1]a", "a,b", "é",
+            "a:123456",
+        ] {
+            assert!(!is_host(bad.as_bytes()), "{bad}");
+        }
     }
 }

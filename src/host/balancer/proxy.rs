@@ -18,13 +18,14 @@ use super::pool::{Pool, Ticket};
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
@@ -39,11 +40,18 @@ pub struct Bounds {
     pub backends: usize,
     /// From the request to the head of the answer, upload included.
     pub answer: Duration,
+    /// Bytes of a request's target and headers.
+    pub head: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(1), backends: 3, answer: Duration::from_secs(300) }
+        Self {
+            connect: Duration::from_secs(1),
+            backends: 3,
+            answer: Duration::from_secs(300),
+            head: 64 << 10,
+        }
     }
 }
 
@@ -96,6 +104,33 @@ impl Body for ReplyBody {
     }
 }
 
+/// A client's body on its way to a backend. It remembers whether it broke, so that no replica is blamed for it.
+struct Upload {
+    body: Incoming,
+    broken: Arc<AtomicBool>,
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Err(_))) = &frame {
+            self.broken.store(true, Ordering::Release);
+        }
+        frame
+    }
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// An answer of our own.
 fn own(status: StatusCode, text: &str) -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody::Own(Full::from(format!("keelway: {text}\n"))));
@@ -112,7 +147,7 @@ impl Proxy {
 
     /// Answers one request of `client`.
     pub async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response<ReplyBody> {
-        if let Err(headers::Refusal(status, text)) = headers::check(&request) {
+        if let Err(headers::Refusal(status, text)) = headers::check(&request, self.bounds.head) {
             return own(status, text);
         }
         let (ticket, stream) = match self.connect().await {
@@ -152,7 +187,7 @@ impl Proxy {
         let replica = ticket.member().replica;
         let lost = |what: &str| (StatusCode::BAD_GATEWAY, format!("replica {replica} {what}"));
         stream.set_nodelay(true).map_err(|_| lost("closed the connection"))?;
-        let (mut sender, connection): (SendRequest<Incoming>, _) =
+        let (mut sender, connection): (SendRequest<Upload>, _) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream))
                 .await
                 .map_err(|_| lost("closed the connection"))?;
@@ -163,9 +198,17 @@ impl Proxy {
         let (mut request, client_side) =
             outgoing(request, client).map_err(|text| (StatusCode::BAD_REQUEST, text))?;
         *request.version_mut() = Version::HTTP_11;
+        let broken = Arc::new(AtomicBool::new(false));
+        let request = request.map(|body| Upload { body, broken: Arc::clone(&broken) });
         let answer = tokio::time::timeout(self.bounds.answer, sender.send_request(request)).await;
         let mut response = match answer {
             Ok(Ok(response)) => response,
+            Ok(Err(_)) if broken.load(Ordering::Acquire) => {
+                return Err((
+                    StatusCode::BAD_REQUEST,
+                    "the body of the request is broken or ends early".into(),
+                ));
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%replica, %error, "no answer");
                 return Err(lost("ended before it answered; the request may have been worked on"));
@@ -213,6 +256,11 @@ fn outgoing(
     // Clients may write the whole address; a backend gets the path, and the host in its own header.
     let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
     let path: Uri = path.parse().map_err(|e| format!("the request's path cannot be passed on: {e}"))?;
+    // The host of the target counts, whatever the header says (RFC 9112, 3.2.2).
+    if let Some(host) = request.uri().authority() {
+        let host = HeaderValue::from_str(host.as_str()).map_err(|e| format!("the target's host: {e}"))?;
+        request.headers_mut().insert(HOST, host);
+    }
     *request.uri_mut() = path;
     headers::towards_backend(request.headers_mut(), client, websocket);
     Ok((request, client_side))

@@ -297,6 +297,10 @@ pub fn requests_pass() {
         ("CONNECT a:80 HTTP/1.1\r\nhost: a\r\n\r\n", "405"),
         ("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "400"),
         ("GET / HTTP/1.1\r\nhost : a\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nhost: a\"b\r\n\r\n", "400"),
+        ("GET http://u@a/ HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
+        ("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n", "400"),
+        (&format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "x".repeat(70_000)), "431"),
     ] {
         let mut client = Client::connect(to).unwrap();
         client.write(raw.as_bytes()).unwrap();
@@ -304,6 +308,12 @@ pub fn requests_pass() {
         assert_eq!(answer.start.split(' ').nth(1), Some(status), "{raw:?} {answer:?}");
     }
     assert_eq!(backend.logged().len(), before, "none of them reached the backend");
+    let mut client = Client::connect(to).unwrap();
+    client.write(b"GET http://b.example:81/p HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    let seen = client.read().expect("an answer").text();
+    assert!(seen.starts_with("GET /p ") && seen.contains("host: b.example:81"), "{seen}");
+    let before = backend.logged().len();
+
     let smuggled = "POST /outer HTTP/1.1\r\nhost: a\r\ncontent-length: 40\r\ntransfer-encoding: chunked\r\n\r\n\
                     0\r\n\r\nGET /inner HTTP/1.1\r\nx: 1\r\n\r\n";
     let mut client = Client::connect(to).unwrap();
