@@ -9,7 +9,8 @@ use keelway_tests::rig::{REGISTRY, look};
 use std::time::Duration;
 
 /// The tests of this file. One rig serves them in turn: they are one story.
-pub const TESTS: &[Test] = &[("deploy::a_fleet_from_first_deploy_to_rollback", a_fleet_from_first_deploy_to_rollback)];
+pub const TESTS: &[Test] =
+    &[("deploy::a_fleet_from_first_deploy_to_rollback", a_fleet_from_first_deploy_to_rollback)];
 
 /// Rolling updates in a row: 3, or what `KEELWAY_UPDATES` says (tests/soak/run says 10 and more).
 fn updates() -> u32 {
@@ -42,7 +43,10 @@ fn first_deploy(fleet: &Fleet) {
     for (host, ids) in ids.iter().enumerate() {
         assert!(ids.iter().any(|i| i.starts_with("spread-")), "host {host} answered nothing");
     }
-    holds(&expect(fleet.deploy(&[], "status"), 0), &["host1", "host2", "host3", "healthy", "r1-0", "3 of 3 backends usable"]);
+    holds(
+        &expect(fleet.deploy(&[], "status"), 0),
+        &["host1", "host2", "host3", "healthy", "r1-0", "3 of 3 backends usable"],
+    );
     fleet.assert_settled();
 }
 
@@ -60,7 +64,10 @@ fn an_update_under_load_loses_nothing(fleet: &Fleet) {
     demo::check(&book, &verdict).expect("nothing lost, nothing twice");
     for (host, seen) in seen.iter().enumerate() {
         let fewest = seen.fewest.as_ref().map_or(0, |f| f.0);
-        assert!(fewest >= 3 && seen.looks > 20 && seen.silent == 0, "host {host} could use fewer than 3 replicas: {seen:?}");
+        assert!(
+            fewest >= 3 && seen.looks > 20 && seen.silent == 0,
+            "host {host} could use fewer than 3 replicas: {seen:?}"
+        );
     }
     fleet.assert_settled();
 }
@@ -68,13 +75,24 @@ fn an_update_under_load_loses_nothing(fleet: &Fleet) {
 /// The registry, another tool, the status, the hosts' records and what runs agree.
 fn the_digest_is_the_same_everywhere(fleet: &Fleet) {
     let image = format!("docker://{REGISTRY}/shop/web:main");
-    let inspected = fleet.rig.deployer.run(&["skopeo", "inspect", "--format", "{{.Digest}}", &image]).expect("skopeo reads it");
+    let inspected = fleet
+        .rig
+        .deployer
+        .run(&["skopeo", "inspect", "--format", "{{.Digest}}", &image])
+        .expect("skopeo reads it");
     let digest = inspected.trim();
     assert!(digest.starts_with("sha256:"), "{digest}");
     let url = format!("https://{REGISTRY}/v2/shop/web/manifests/main");
     let accept = "Accept: application/vnd.oci.image.manifest.v1+json";
-    let head = fleet.rig.deployer.run(&["curl", "-sfI", "--cacert", "/root/rig_ca.pem", "-H", accept, &url]).expect("the registry answers");
-    assert!(head.lines().any(|l| l.to_lowercase().starts_with("docker-content-digest:") && l.contains(digest)), "{head}");
+    let head = fleet
+        .rig
+        .deployer
+        .run(&["curl", "-sfI", "--cacert", "/root/rig_ca.pem", "-H", accept, &url])
+        .expect("the registry answers");
+    assert!(
+        head.lines().any(|l| l.to_lowercase().starts_with("docker-content-digest:") && l.contains(digest)),
+        "{head}"
+    );
     let status = fleet.status();
     for (host, row) in rows(&status) {
         assert_eq!(row["digest"], digest, "{host}");
@@ -83,7 +101,9 @@ fn the_digest_is_the_same_everywhere(fleet: &Fleet) {
     for host in &fleet.rig.hosts {
         // The app's process sees the files of that commit.
         let app = *look::pids(host, "^python3 /srv/app", None).first().expect("the app runs");
-        let version = host.run(&["cat", &format!("/proc/{app}/root/srv/app/version.py")]).expect("its root can be read");
+        let version = host
+            .run(&["cat", &format!("/proc/{app}/root/srv/app/version.py")])
+            .expect("its root can be read");
         assert_eq!(version, "VERSION = \"2\"\n", "{}", host.name());
     }
 }
@@ -108,19 +128,29 @@ fn updates_in_a_row_lose_nothing_and_leave_nothing(fleet: &mut Fleet) {
     let book = fleet.assert_lossless(sender);
     for version in 2..=last {
         let version = version.to_string();
-        assert!(book.iter().any(|e| e.result.as_ref() == Ok(&version)), "version {version} answered none of {}", book.len());
+        assert!(
+            book.iter().any(|e| e.result.as_ref() == Ok(&version)),
+            "version {version} answered none of {}",
+            book.len()
+        );
     }
     assert!(seen.iter().all(|s| s.fewest.as_ref().is_some_and(|f| f.0 >= 3)), "{seen:?}");
     fleet.assert_settled();
     fleet.assert_nothing_left(&before);
-    assert!(fleet.beginnings().values().all(|n| *n <= 1), "a replica was started twice: {:?}", fleet.beginnings());
+    assert!(
+        fleet.beginnings().values().all(|n| *n <= 1),
+        "a replica was started twice: {:?}",
+        fleet.beginnings()
+    );
 }
 
 fn a_version_that_never_gets_healthy_is_rolled_back(fleet: &mut Fleet) {
     let (before, counts) = (fleet.replicas(), fleet.counts());
     let sender = fleet.load(&[0, 1, 2], 50);
     let good = fleet.version_at(0);
-    fleet.commit("bad", &Pipeline { deadline: "3s", ..Pipeline::default() }, |app| app.replace("self.answer(200, \"ok\")", "self.answer(500, \"not ok\")"));
+    fleet.commit("bad", &Pipeline { deadline: "3s", ..Pipeline::default() }, |app| {
+        app.replace("self.answer(200, \"ok\")", "self.answer(500, \"not ok\")")
+    });
     let text = expect(fleet.run(), 10);
     holds(&text, &["rolled back to revision", "was not healthy within 3.0s (GET /healthz:", "500"]);
     let book = fleet.assert_lossless(sender);

@@ -348,7 +348,11 @@ fn the_deployer_dies_at_each_step(fleet: &mut Fleet) {
     holds(&text, &["an earlier deploy from this machine was cut short"]);
     let book = fleet.assert_lossless(sender);
     for version in &versions {
-        assert!(book.iter().any(|e| e.result.as_ref() == Ok(version)), "version {version} answered none of {}", book.len());
+        assert!(
+            book.iter().any(|e| e.result.as_ref() == Ok(version)),
+            "version {version} answered none of {}",
+            book.len()
+        );
     }
     fleet.assert_settled();
     fleet.assert_nothing_left(&before);

@@ -13,7 +13,15 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 /// The names that `keelway deploy` needs besides its verb.
-const NAMES: [&str; 7] = ["production", "--repo", "/root/web", "--ssh-config", "rig=/root/rig_ssh_config", "--registry-ca", "rig=/root/rig_ca.pem"];
+const NAMES: [&str; 7] = [
+    "production",
+    "--repo",
+    "/root/web",
+    "--ssh-config",
+    "rig=/root/rig_ssh_config",
+    "--registry-ca",
+    "rig=/root/rig_ca.pem",
+];
 
 /// How long a deploy of the tests may take.
 const DEPLOY: Duration = Duration::from_secs(180);
@@ -50,7 +58,8 @@ impl Fleet {
     /// A fresh rig; nothing is deployed.
     pub fn new(world: &World) -> Self {
         let rig = demo::prepare(&world.keelway, &world.project.join("examples/web")).expect("the rig stands");
-        let app = fs::read_to_string(world.project.join("examples/web/app.py")).expect("the example is there");
+        let app =
+            fs::read_to_string(world.project.join("examples/web/app.py")).expect("the example is there");
         // Each start of a replica shows in its log, which outlives it.
         let app = app.replace("def main():\n", "def main():\n    print(\"the app begins\", flush=True)\n");
         Self { rig, app, sent: 0 }
@@ -74,12 +83,24 @@ impl Fleet {
     }
     /// Any command on the deployer, begun.
     pub fn begin_with(&self, args: &[&str]) -> Running {
-        let mut child = self.rig.deployer.command("keelway").args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let mut child = self
+            .rig
+            .deployer
+            .command("keelway")
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
         let (tell, lines) = mpsc::channel();
         let (out, err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let second = tell.clone();
-        std::thread::spawn(move || BufReader::new(out).lines().map_while(Result::ok).try_for_each(|l| second.send(l)));
-        std::thread::spawn(move || BufReader::new(err).lines().map_while(Result::ok).try_for_each(|l| tell.send(l)));
+        std::thread::spawn(move || {
+            BufReader::new(out).lines().map_while(Result::ok).try_for_each(|l| second.send(l))
+        });
+        std::thread::spawn(move || {
+            BufReader::new(err).lines().map_while(Result::ok).try_for_each(|l| tell.send(l))
+        });
         Running { child, lines, said: Vec::new() }
     }
 
@@ -103,13 +124,24 @@ impl Fleet {
     /// What `deploy status` says, host by host.
     pub fn status(&self) -> Vec<Value> {
         let text = expect(self.deploy(&["--format", "json"], "status"), 0);
-        text.lines().filter_map(|l| serde_json::from_str(l).ok()).filter(|v: &Value| v["host"].is_string()).collect()
+        text.lines()
+            .filter_map(|l| serde_json::from_str(l).ok())
+            .filter(|v: &Value| v["host"].is_string())
+            .collect()
     }
     /// Which replica of which digest runs where, and how often it was started again.
     pub fn replicas(&self) -> Vec<String> {
         let status = self.status();
         let found: Vec<String> = rows(&status)
-            .map(|(host, r)| format!("{host} {} {} {} restarts {}", r["replica"].as_str().unwrap_or("?"), r["digest"].as_str().unwrap_or("?"), r["state"].as_str().unwrap_or("?"), r["restarts"]))
+            .map(|(host, r)| {
+                format!(
+                    "{host} {} {} {} restarts {}",
+                    r["replica"].as_str().unwrap_or("?"),
+                    r["digest"].as_str().unwrap_or("?"),
+                    r["state"].as_str().unwrap_or("?"),
+                    r["restarts"]
+                )
+            })
             .collect();
         assert!(!found.is_empty(), "{status:?}");
         found
@@ -126,16 +158,29 @@ impl Fleet {
             let app = &host["apps"][0];
             assert!(app["balancer"] == true && app["usable"] == 3 && app["backends"] == 3, "{host:#}");
             assert!(app["lease"].is_null() && app["unfinished"].is_null(), "{host:#}");
-            let mut told: Vec<&str> = app["replicas"].as_array().into_iter().flatten().filter_map(|r| r["replica"].as_str()).collect();
-            assert!(app["replicas"].as_array().is_some_and(|r| r.len() == 1 && r[0]["state"] == "healthy"), "{host:#}");
+            let mut told: Vec<&str> = app["replicas"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|r| r["replica"].as_str())
+                .collect();
+            assert!(
+                app["replicas"].as_array().is_some_and(|r| r.len() == 1 && r[0]["state"] == "healthy"),
+                "{host:#}"
+            );
             // The keepers that run, and the pool that is in force.
             let processes = node.run(&["pgrep", "-fa", " __supervise .* --replica "]).unwrap_or_default();
-            let mut kept: Vec<&str> = processes.lines().filter_map(|l| l.split(" --replica ").nth(1)).map(|r| r.split(' ').next().unwrap_or(r)).collect();
+            let mut kept: Vec<&str> = processes
+                .lines()
+                .filter_map(|l| l.split(" --replica ").nth(1))
+                .map(|r| r.split(' ').next().unwrap_or(r))
+                .collect();
             told.sort_unstable();
             kept.sort_unstable();
             assert_eq!(kept, told, "keepers of {}", node.name());
             let mut pool = look::usable(&look::balancer(node).expect("the balancer answers"));
-            let mut all: Vec<String> = rows(&status).filter_map(|(_, r)| Some(r["replica"].as_str()?.to_owned())).collect();
+            let mut all: Vec<String> =
+                rows(&status).filter_map(|(_, r)| Some(r["replica"].as_str()?.to_owned())).collect();
             pool.sort_unstable();
             all.sort_unstable();
             assert_eq!(pool, all, "pool of {}", node.name());
@@ -150,7 +195,9 @@ impl Fleet {
     pub fn assert_nothing_left(&self, before: &[BTreeMap<String, u64>]) {
         const WAITING: &str = "thrown away";
         let same = |now: &[BTreeMap<String, u64>]| {
-            now.iter().zip(before).all(|(now, before)| now.iter().all(|(kind, n)| *n == before[kind] || (kind == WAITING && *n < before[kind])))
+            now.iter().zip(before).all(|(now, before)| {
+                now.iter().all(|(kind, n)| *n == before[kind] || (kind == WAITING && *n < before[kind]))
+            })
         };
         let end = Instant::now() + Duration::from_secs(10);
         let mut now = self.counts();
@@ -163,29 +210,50 @@ impl Fleet {
 
     /// The version that a host's balancer answers with.
     pub fn version_at(&self, host: usize) -> String {
-        self.rig.load.run(&["curl", "-sf", "--max-time", "5", &format!("http://198.18.0.{}/version", 11 + host)]).unwrap_or_default().trim().to_owned()
+        self.rig
+            .load
+            .run(&["curl", "-sf", "--max-time", "5", &format!("http://198.18.0.{}/version", 11 + host)])
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     }
 
     /// Begins to send through these hosts' balancers.
     pub fn load(&mut self, hosts: &[usize], rate: u32) -> Sender {
         self.sent += 1;
-        Sender::through(&self.rig, hosts, &format!("load{}", self.sent), rate, 200_000).expect("the load starts")
+        Sender::through(&self.rig, hosts, &format!("load{}", self.sent), rate, 200_000)
+            .expect("the load starts")
     }
     /// Ends a load: its book, held against the logs of all replicas.
     pub fn judge(&self, sender: Sender) -> (Vec<Entry>, Verdict) {
         let book = sender.stop().expect("the load ends");
         let verdict = load::judge(&book, demo::logged_ids(&self.rig).expect("logs can be read"));
         // For whoever looks on; tests/soak/run quotes it.
-        let _ = writeln!(std::io::stdout(), "{}: {}", book.first().map_or("", |e| e.id.split('-').next().unwrap_or("")), verdict.line());
+        let _ = writeln!(
+            std::io::stdout(),
+            "{}: {}",
+            book.first().map_or("", |e| e.id.split('-').next().unwrap_or("")),
+            verdict.line()
+        );
         (book, verdict)
     }
     /// Ends a load of which nothing may be lost, nothing answered twice.
     #[track_caller]
     pub fn assert_lossless(&self, sender: Sender) -> Vec<Entry> {
         let (book, verdict) = self.judge(sender);
-        assert!(verdict.lost.is_empty(), "{}: {:?}", verdict.line(), &verdict.lost[..verdict.lost.len().min(10)]);
+        assert!(
+            verdict.lost.is_empty(),
+            "{}: {:?}",
+            verdict.line(),
+            &verdict.lost[..verdict.lost.len().min(10)]
+        );
         assert!(verdict.duplicated.is_empty(), "{}: {:?}", verdict.line(), verdict.duplicated);
-        assert!(verdict.unlogged.is_empty(), "{} ids stand in no log, {:?} for one", verdict.unlogged.len(), verdict.unlogged.first());
+        assert!(
+            verdict.unlogged.is_empty(),
+            "{} ids stand in no log, {:?} for one",
+            verdict.unlogged.len(),
+            verdict.unlogged.first()
+        );
         assert!(verdict.requests > 100, "{}: that proves nothing", verdict.line());
         book
     }
@@ -198,10 +266,19 @@ impl Fleet {
     pub fn beginnings(&self) -> BTreeMap<String, usize> {
         let mut all = BTreeMap::new();
         for host in &self.rig.hosts {
-            let text = host.run(&["sh", "-c", "cd /var/lib/keelway/host/apps/web/logs && grep -c 'the app begins' */log"]).unwrap_or_default();
+            let text = host
+                .run(&[
+                    "sh",
+                    "-c",
+                    "cd /var/lib/keelway/host/apps/web/logs && grep -c 'the app begins' */log",
+                ])
+                .unwrap_or_default();
             for line in text.lines() {
                 if let Some((file, n)) = line.rsplit_once(':') {
-                    all.insert(format!("{} {}", host.name(), file.trim_end_matches("/log")), n.parse().unwrap_or(0));
+                    all.insert(
+                        format!("{} {}", host.name(), file.trim_end_matches("/log")),
+                        n.parse().unwrap_or(0),
+                    );
                 }
             }
         }
@@ -213,7 +290,12 @@ impl Fleet {
 pub fn rows(status: &[Value]) -> impl Iterator<Item = (&str, &Value)> {
     status.iter().flat_map(|h| {
         let name = h["host"].as_str().unwrap_or("?");
-        h["apps"].as_array().into_iter().flatten().flat_map(|a| a["replicas"].as_array().into_iter().flatten()).map(move |r| (name, r))
+        h["apps"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|a| a["replicas"].as_array().into_iter().flatten())
+            .map(move |r| (name, r))
     })
 }
 
@@ -242,7 +324,9 @@ impl Running {
             self.said.push(line);
         }
         let child = &mut self.child;
-        let ended = wait_for(Duration::from_secs(10), "the end of a deploy", || child.try_wait().is_ok_and(|s| s.is_some()));
+        let ended = wait_for(Duration::from_secs(10), "the end of a deploy", || {
+            child.try_wait().is_ok_and(|s| s.is_some())
+        });
         ended.unwrap_or_else(|e| panic!("{e}\n{}", self.said.join("\n")));
         let code = self.child.wait().ok().and_then(|s| s.code()).unwrap_or(-1);
         (code, self.said.join("\n"))

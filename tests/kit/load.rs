@@ -74,6 +74,7 @@ impl Entry {
 pub const VERB: &str = "__load";
 
 /// Becomes a load generator when the arguments say so; else returns at once.
+#[expect(clippy::exit, reason = "the program was started to be nothing else")]
 pub fn main_if_asked() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [verb, prefix, rate, most, targets @ ..] = args.as_slice() else { return };

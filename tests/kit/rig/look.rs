@@ -28,11 +28,17 @@ const COUNTS: &[(&str, &str)] = &[
     ("cgroups", "find /sys/fs/cgroup -mindepth 2 -type d -path '*keelway*' | wc -l"),
     ("run directories", "ls /var/lib/keelway/store/runs | wc -l"),
     ("upper layers", "find /var/lib/keelway/store/runs -mindepth 2 -maxdepth 2 -type d | wc -l"),
-    ("thrown away", "find /var/lib/keelway/store/trash /var/lib/keelway/host/trash -mindepth 1 -maxdepth 1 | wc -l"),
+    (
+        "thrown away",
+        "find /var/lib/keelway/store/trash /var/lib/keelway/host/trash -mindepth 1 -maxdepth 1 | wc -l",
+    ),
     ("replica records", "find /var/lib/keelway/host/apps/*/replicas -mindepth 1 -maxdepth 1 | wc -l"),
     ("sockets", "ls /var/lib/keelway/host/sock | wc -l"),
     ("balancers", "pgrep -fc ' __balancer '"),
-    ("supervisors", "pgrep -f ' __supervise ' | while read p; do tr '\\0' ' ' </proc/$p/cmdline; echo; done | grep -vc -e ' --replica '"),
+    (
+        "supervisors",
+        "pgrep -f ' __supervise ' | while read p; do tr '\\0' ' ' </proc/$p/cmdline; echo; done | grep -vc -e ' --replica '",
+    ),
     ("keepers", "pgrep -fc ' __supervise .* --replica '"),
     ("sandbox processes", "pgrep -fc '__init'"),
     ("app processes", "pgrep -fc '^python3 /srv/app'"),
@@ -40,9 +46,16 @@ const COUNTS: &[(&str, &str)] = &[
 
 /// How much of each kind there is on a host.
 pub fn counts(host: &Node) -> io::Result<BTreeMap<String, u64>> {
-    let script: String = COUNTS.iter().map(|(name, command)| format!("echo \"{name}=$({{ {command}; }} 2>/dev/null)\"\n")).collect();
+    let script: String = COUNTS
+        .iter()
+        .map(|(name, command)| format!("echo \"{name}=$({{ {command}; }} 2>/dev/null)\"\n"))
+        .collect();
     // From standard input, so that no process has the patterns in its own arguments.
-    let mut child = host.command("sh").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn()?;
+    let mut child = host
+        .command("sh")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
     child.stdin.take().expect("it is piped").write_all(script.as_bytes())?;
     let out = child.wait_with_output()?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -51,7 +64,11 @@ pub fn counts(host: &Node) -> io::Result<BTreeMap<String, u64>> {
         Some((name.to_owned(), count.trim().parse().ok()?))
     };
     let counts: BTreeMap<String, u64> = text.lines().filter_map(parse).collect();
-    if counts.len() == COUNTS.len() { Ok(counts) } else { Err(io::Error::other(format!("{}: {text}", host.name()))) }
+    if counts.len() == COUNTS.len() {
+        Ok(counts)
+    } else {
+        Err(io::Error::other(format!("{}: {text}", host.name())))
+    }
 }
 
 /// The pids inside the host of the processes whose arguments match the pattern, and none of `but`.
