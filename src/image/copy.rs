@@ -14,6 +14,10 @@ use keelway_model::plan::{Chain, CopyFrom, CopyOp, Unpack};
 use keelway_model::{Output, TreeEntry, TreeKind, TreePath};
 use keelway_store::{Upper, Verdict, View};
 
+/// Entries that one step looks at, at most: a git tree that names one folder again and again is small and has no
+/// end (S10).
+const MAX_ENTRIES: u64 = if cfg!(test) { 2_000 } else { 2_000_000 };
+
 pub(crate) mod archive;
 #[cfg(test)]
 mod tests;
@@ -42,13 +46,13 @@ pub fn run(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Upper,
         }
         CopyFrom::Context => {
             let source = Source::context(cx.context, cx.ignore);
-            Copy { op, source, owner: Some(owner.unwrap_or((0, 0))), writer: &mut writer }
+            Copy { op, source, owner: Some(owner.unwrap_or((0, 0))), writer: &mut writer, entries: 0 }
                 .all(&dest, names_directory)?;
         }
         CopyFrom::Stage => {
             let other = cx.store.view(&chain(inputs, 1, "copy")?.snapshots)?;
             let source = Source::chain(&other);
-            Copy { op, source, owner, writer: &mut writer }.all(&dest, names_directory)?;
+            Copy { op, source, owner, writer: &mut writer, entries: 0 }.all(&dest, names_directory)?;
         }
     }
     Ok(upper)
@@ -84,6 +88,8 @@ struct Copy<'a, 'w> {
     /// Owner of everything copied; `None` keeps each one's own.
     owner: Option<(u32, u32)>,
     writer: &'w mut Writer,
+    /// Looked at so far.
+    entries: u64,
 }
 
 impl Copy<'_, '_> {
@@ -145,7 +151,7 @@ impl Copy<'_, '_> {
         if depth > 256 {
             return Err(StepError::Refused(format!("{from} is nested more than 256 directories deep")));
         }
-        for entry in self.source.tree.list(from)? {
+        for entry in self.list(from)? {
             let (Some(path), Some(target)) = (from.join(&entry.name), to.join(&entry.name)) else { continue };
             match self.source.verdict(&path, &entry) {
                 Verdict::Skip => {}
@@ -161,12 +167,22 @@ impl Copy<'_, '_> {
         Ok(())
     }
 
+    fn list(&mut self, dir: &TreePath) -> Result<Vec<TreeEntry>, StepError> {
+        let entries = self.source.tree.list(dir)?;
+        self.entries += entries.len() as u64;
+        if self.entries > MAX_ENTRIES {
+            let message = format!("there are more than {MAX_ENTRIES} files and directories to copy");
+            return Err(StepError::Refused(message));
+        }
+        Ok(entries)
+    }
+
     /// Whether something beneath a directory that is left out was taken back in.
-    fn holds_anything(&self, dir: &TreePath, depth: usize) -> Result<bool, StepError> {
+    fn holds_anything(&mut self, dir: &TreePath, depth: usize) -> Result<bool, StepError> {
         if depth > 256 {
             return Ok(false);
         }
-        for entry in self.source.tree.list(dir)? {
+        for entry in self.list(dir)? {
             let Some(path) = dir.join(&entry.name) else { continue };
             let holds = match self.source.verdict(&path, &entry) {
                 Verdict::Skip => false,

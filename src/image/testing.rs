@@ -97,6 +97,9 @@ impl MemTree {
     pub(crate) fn dir(&mut self, path: &str, mode: u32) {
         self.add(path, TreeKind::Directory, mode, Vec::new());
     }
+    pub(crate) fn submodule(&mut self, path: &str) {
+        self.add(path, TreeKind::Submodule, 0o755, Vec::new());
+    }
     pub(crate) fn link(&mut self, path: &str, target: &str) {
         self.add(path, TreeKind::Symlink { target: target.into() }, 0o777, Vec::new());
     }

@@ -5,7 +5,7 @@ use crate::testing::{MemTree, Rig, copy_op, dump, out, put};
 use crate::{KeyContext, key};
 use keelway_dockerfile::Ignore;
 use keelway_model::plan::UserSpec;
-use keelway_model::{CacheKey, Op, Tree};
+use keelway_model::{CacheKey, Op, Tree, TreeError};
 
 /// Copies and gives the chain after it.
 fn after(rig: &Rig, op: &CopyOp, inputs: &[&Chain], tree: &MemTree, ignore: &str) -> Result<Chain, String> {
@@ -231,6 +231,44 @@ fn keys_hold_what_matters_and_nothing_else() {
     let said = of(&three).explain(Some(&of(&one).parts)).to_string();
     assert_eq!(said, "files changed");
     assert_ne!(key_of(&rig, &op, &[&one], &tree, "").digest, same, "the base counts");
+}
+
+/// A folder of ten such folders.
+struct Bomb;
+
+impl Tree for Bomb {
+    fn entry(&self, path: &TreePath) -> Result<Option<TreeEntry>, TreeError> {
+        let kind = if path.components().count() > 30 { TreeKind::Fifo } else { TreeKind::Directory };
+        let name = path.file_name().unwrap_or_default().to_vec();
+        Ok(Some(TreeEntry { name, kind, mode: 0o755, uid: 0, gid: 0, xattrs: Vec::new(), link_id: None }))
+    }
+    fn list(&self, path: &TreePath) -> Result<Vec<TreeEntry>, TreeError> {
+        (0..10).filter_map(|n| self.entry(&path.join(&[b'0' + n])?).transpose()).collect()
+    }
+    fn open(&self, path: &TreePath) -> Result<Box<dyn std::io::Read + Send>, TreeError> {
+        Err(TreeError::WrongKind { path: path.clone(), wanted: "a regular file" })
+    }
+}
+
+#[test]
+fn s10_a_tree_without_end_is_refused() {
+    let rig = Rig::new();
+    for (source, ignore) in [(".", ""), (".", "*\n!**/none"), ("0/0", "0/0/0")] {
+        let ignore = Ignore::parse(ignore.as_bytes()).unwrap();
+        let cx = KeyContext { store: &rig.store, context: &Bomb, ignore: &ignore };
+        let error = run(&copy_op(&[source], "/d"), &[out(&rig.empty())], &cx).err().map(|e| e.to_string());
+        assert!(error.as_ref().is_some_and(|e| e.contains("more than 2000 files")), "{error:?}");
+    }
+}
+
+#[test]
+fn submodules_are_refused() {
+    let mut tree = MemTree::default();
+    tree.submodule("vendor/lib");
+    let rig = Rig::new();
+    let error = after(&rig, &copy_op(&["."], "/d"), &[&rig.empty()], &tree, "").unwrap_err();
+    assert!(error.contains("vendor/lib is a git submodule"), "{error}");
+    assert_eq!(copied(&rig, &copy_op(&["."], "/d"), &[&rig.empty()], &tree, "vendor"), ["d d 755 0:0"]);
 }
 
 fn tar(fill: impl FnOnce(&mut ::tar::Builder<Vec<u8>>)) -> Vec<u8> {
