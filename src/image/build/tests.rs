@@ -301,23 +301,27 @@ fn copies_as_planned() {
     }
 }
 
+/// Valid lines that are refused, and how they are named.
+const REFUSED: [(&str, &str); 14] = [
+    ("RUN --mount=type=cache,target=/x y", "RUN --mount=type=cache"),
+    ("RUN --mount=from=base,target=/x y", "RUN --mount=type=bind"),
+    ("RUN --network=host y", "RUN --network=host"),
+    ("RUN --security=insecure y", "RUN --security=insecure"),
+    ("RUN --device=x y", "RUN --device"),
+    ("COPY --link a b", "COPY --link"),
+    ("COPY --parents a b/", "COPY --parents"),
+    ("COPY --exclude=x a b", "COPY --exclude"),
+    ("ADD https://x.example/y /z", "ADD of the address"),
+    ("ADD git@x:y /z", "ADD of the address"),
+    ("ADD $U/y /z", "ADD of the address"),
+    ("ADD --checksum=sha256:x y /z", "ADD --checksum"),
+    ("ADD --keep-git-dir y /z", "ADD --keep-git-dir"),
+    ("COPY --chmod=u+x a b", "symbolic --chmod=u+x"),
+];
+
 #[test]
 fn what_is_not_there_yet_is_refused_by_line_and_name() {
-    for (line, name) in [
-        ("RUN --mount=type=cache,target=/x y", "RUN --mount=type=cache"),
-        ("RUN --mount=from=base,target=/x y", "RUN --mount=type=bind"),
-        ("RUN --network=host y", "RUN --network=host"),
-        ("RUN --security=insecure y", "RUN --security=insecure"),
-        ("RUN --device=x y", "RUN --device"),
-        ("COPY --link a b", "COPY --link"),
-        ("COPY --parents a b/", "COPY --parents"),
-        ("COPY --exclude=x a b", "COPY --exclude"),
-        ("ADD https://x.example/y /z", "ADD of the address"),
-        ("ADD git@x:y /z", "ADD of the address"),
-        ("ADD $U/y /z", "ADD of the address"),
-        ("ADD --checksum=sha256:x y /z", "ADD --checksum"),
-        ("ADD --keep-git-dir y /z", "ADD --keep-git-dir"),
-    ] {
+    for (line, name) in REFUSED {
         let e = refused(&format!("FROM base\nENV U=http://x\n{line}\n"));
         assert!(
             e.contains(name) && e.contains("not supported yet") && e.contains("Dockerfile:3:"),
@@ -329,11 +333,40 @@ fn what_is_not_there_yet_is_refused_by_line_and_name() {
             .contains("FROM --platform=linux/s390x is not supported yet")
     );
     plan("FROM --platform=linux/amd64 base\nRUN --network=default --security=sandbox x\n");
+    plan("FROM base\nRUN --network=none x\nADD --unpack=false a.tar b\nADD --unpack a.tar b\n");
     plan("FROM base\nONBUILD RUN --mount=type=cache,target=/x y\n");
     assert!(
         refused("FROM base AS x\nONBUILD RUN --mount=type=cache,target=/x y\nFROM x\n").contains("2:13"),
         "where it would run"
     );
+}
+
+/// What docs/dockerfile.md lists as refused is refused, and what is refused is listed there.
+#[test]
+fn the_documentation_lists_what_is_refused() {
+    let docs = include_str!("../../../docs/dockerfile.md");
+    let (_, section) = docs.split_once("## Refused by name").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let examples: Vec<&str> = section
+        .lines()
+        .filter_map(|l| l.strip_prefix("| ")?.strip_suffix("` |")?.rsplit_once("| `"))
+        .map(|(_, example)| example)
+        .collect();
+    // What a message names, without the value that it has in one file.
+    let thing = |line: &str| {
+        let text = match line.starts_with("FROM") {
+            true => format!("{line}\n"),
+            false => format!("FROM base\nENV U=http://x\n{line}\n"),
+        };
+        let said = refused(&text);
+        let named = said.split_once(" is not supported yet").unwrap_or_else(|| panic!("{line}: {said}")).0;
+        let named = named.rsplit_once(": ").map_or(named, |(_, n)| n);
+        named.split(['=', '"']).next().unwrap().trim().to_owned()
+    };
+    let things = |lines: &[&str]| lines.iter().map(|l| thing(l)).collect::<BTreeSet<_>>();
+    let mut all = REFUSED.map(|(line, _)| line).to_vec();
+    all.push("FROM --platform=linux/s390x base");
+    assert_eq!(things(&examples), things(&all));
 }
 
 #[test]
