@@ -13,10 +13,11 @@ use crate::report::{NodeReport, RunReport, exit_of, overall_exit};
 use crate::sink::{self, Outlet, SinkFailure};
 use keelway_model::plan::PlanError;
 use keelway_model::{
-    Attempt, Clock, CommitId, EventKind, EventSink, ExitCode, Node, NodeId, Op, Outcome, Output, Plan,
-    RunEvent, RunId, SkipReason,
+    Attempt, Bytes, Clock, CommitId, EventKind, EventSink, ExitCode, LogStream, Node, NodeId, Op, Outcome,
+    Output, Plan, RunEvent, RunId, SkipReason,
 };
 use std::collections::VecDeque;
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -37,6 +38,8 @@ pub struct Options {
     pub commit: Option<CommitId>,
     /// How many build steps run at once, and how many stages with steps. Pulls, pushes and deploys do not count.
     pub max_parallel: usize,
+    /// Bytes of one node's output that are shown and recorded; what comes after them is left out.
+    pub log_bytes: u64,
     /// From being asked to stop to being killed.
     pub grace: Duration,
     /// The same for a deploy, which ends between two of its steps and so has to wait for the one it is at. The time its
@@ -57,6 +60,7 @@ impl Options {
             attempt: Attempt(1),
             commit: None,
             max_parallel: std::thread::available_parallelism().map_or(2, usize::from).max(2),
+            log_bytes: 64 << 20,
             grace: Duration::from_secs(10),
             deploy_grace: Duration::from_secs(180),
             kill_grace: Duration::from_secs(5),
@@ -191,6 +195,8 @@ struct Cell {
     elapsed: Duration,
     output: Option<Output>,
     result: Option<String>,
+    /// Bytes of output so far, what was left out included once.
+    logged: u64,
 }
 
 struct Scope {
@@ -237,6 +243,26 @@ impl Dispatcher {
         self.close().await
     }
 
+    /// A node's output, as far as there is room for it. The process is not slowed down or stopped by what is left out.
+    async fn log(&mut self, index: usize, stream: LogStream, mut text: String) {
+        let most = self.shared.options.log_bytes;
+        let cell = &mut self.cells[index];
+        if cell.logged > most {
+            return;
+        }
+        let room = most - cell.logged;
+        cell.logged = cell.logged.saturating_add(text.len() as u64);
+        if cell.logged > most {
+            let room = usize::try_from(room).unwrap_or(usize::MAX);
+            text.truncate((0..=room).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0));
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            let _ = writeln!(text, "[keelway: output beyond {} is not recorded]", Bytes(most));
+        }
+        self.emit(self.cells[index].path.clone(), EventKind::Log { stream, text }).await;
+    }
+
     async fn handle(&mut self, message: Message) {
         match message {
             Message::Event { index, kind } => {
@@ -244,7 +270,10 @@ impl Dispatcher {
                 if self.cells[index].state == State::Ended {
                     return;
                 }
-                self.emit(self.cells[index].path.clone(), kind).await;
+                match kind {
+                    EventKind::Log { stream, text } => self.log(index, stream, text).await,
+                    kind => self.emit(self.cells[index].path.clone(), kind).await,
+                }
             }
             Message::SubPlan { index, plan, cancel, done } => {
                 let path = self.cells[index].path.clone();
@@ -324,6 +353,7 @@ impl Dispatcher {
                 elapsed: Duration::ZERO,
                 output: None,
                 result: None,
+                logged: 0,
             });
             self.emit(path, planned).await;
         }

@@ -389,6 +389,30 @@ async fn a_chatty_node_loses_no_line_to_a_slow_sink() {
 }
 
 #[tokio::test]
+async fn output_beyond_the_bound_is_left_out_and_the_node_goes_on() {
+    let kept = Kept::default();
+    let fake = Arc::new(Fake::of([("a", Act::Logs(5000)), ("b", Act::Logs(2))]));
+    let report = run(
+        plan(&[("a", &[]), ("b", &[])]),
+        fake,
+        Arc::new(MemoryCache::new()),
+        Box::new(kept.clone()),
+        Options { log_bytes: 20, ..options() },
+        CancelToken::never(),
+    );
+    assert_eq!(report.await.unwrap().exit, ExitCode::Done);
+    let events = kept.0.lock().unwrap().clone();
+    let text = |node: u32| -> String {
+        let of_node = events.iter().filter(|e| e.node == [NodeId(node)]);
+        of_node
+            .filter_map(|e| if let EventKind::Log { text, .. } = &e.kind { Some(&**text) } else { None })
+            .collect()
+    };
+    assert_eq!(text(0), "line 0\nline 1\nline 2\n[keelway: output beyond 20 B is not recorded]\n");
+    assert_eq!(text(1), "line 0\nline 1\n");
+}
+
+#[tokio::test]
 async fn long_output_is_split_between_characters() {
     struct Long;
     #[async_trait]
