@@ -146,23 +146,28 @@ pub(crate) fn way_of<'a>(headers: impl Iterator<Item = &'a str>) -> Result<Way, 
     }))
 }
 
-/// Whether a token server may have the login for a registry: it is the registry's own host name, a known
-/// pair, or one that the settings name. A sibling domain is no reason: `a.co.uk` and `b.co.uk` are strangers.
-fn realm_may_have_login(registry: &str, realm: &Url, allowed: &[String]) -> bool {
+/// Whether a token server may have the login for a registry: it is the registry itself (its host name and its port: on
+/// another port there may be somebody else's server), a known pair, the https server of the same name, or one that the
+/// settings name. A sibling domain is no reason: `a.co.uk` and `b.co.uk` are strangers. `scheme` is the registry's.
+fn realm_may_have_login(registry: &str, scheme: &str, realm: &Url, allowed: &[String]) -> bool {
     let host = realm.host_str().unwrap_or("").to_ascii_lowercase();
-    let with_port = format!("{host}:{}", realm.port_or_known_default().unwrap_or(443));
+    let port = realm.port_or_known_default().unwrap_or(443);
     let known = match registry {
-        "docker.io" => host == "auth.docker.io",
-        "registry.gitlab.com" => host == "gitlab.com",
+        "docker.io" => host == "auth.docker.io" && port == 443,
+        "registry.gitlab.com" => host == "gitlab.com" && port == 443,
         _ => false,
     };
-    let own = match registry.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => registry,
+    let default = if scheme == "http" { 80 } else { 443 };
+    let (own, own_port) = match registry.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (name, port.parse().ok()),
+        _ => (registry, Some(default)),
     };
+    let well_known = realm.scheme() == "https" && port == 443;
+    let named =
+        |a: &String| a.eq_ignore_ascii_case(&host) || a.eq_ignore_ascii_case(&format!("{host}:{port}"));
     known
-        || own.eq_ignore_ascii_case(&host)
-        || allowed.iter().any(|a| a.eq_ignore_ascii_case(&host) || *a == with_port)
+        || (own.eq_ignore_ascii_case(&host) && (own_port == Some(port) || well_known))
+        || allowed.iter().any(named)
 }
 
 #[derive(Deserialize)]
@@ -290,8 +295,9 @@ impl Client {
         }
         let allowed =
             self.inner.settings.hosts.get(registry).map(|h| h.token_realms.as_slice()).unwrap_or_default();
-        if found.is_some() && !realm_may_have_login(registry, &realm, allowed) {
-            return Err(Problem::Realm { realm: realm_host });
+        if found.is_some() && !realm_may_have_login(registry, self.scheme(registry), &realm, allowed) {
+            let port = realm.port().map(|p| format!(":{p}")).unwrap_or_default();
+            return Err(Problem::Realm { realm: format!("{realm_host}{port}") });
         }
         let request = token_request(realm, scope, service.as_deref(), found.as_ref().map(|f| &f.login));
         let asked = Instant::now();
@@ -372,11 +378,15 @@ mod tests {
     #[test]
     fn a_login_goes_to_no_stranger() {
         let may = |registry: &str, realm: &str, allowed: &[String]| {
-            realm_may_have_login(registry, &realm.parse().unwrap(), allowed)
+            realm_may_have_login(registry, "https", &realm.parse().unwrap(), allowed)
         };
         assert!(may("docker.io", "https://auth.docker.io/token", &[]));
         assert!(may("r.example.com:5000", "https://r.example.com/token", &[]));
+        assert!(may("r.example.com:5000", "https://r.example.com:5000/token", &[]));
+        assert!(may("r.example.com", "https://r.example.com/token", &[]));
+        assert!(may("[::1]:5000", "https://[::1]:5000/token", &[]));
         assert!(may("r.example.com", "https://git.example.com/jwt", &["git.example.com".into()]));
+        assert!(may("r.example.com", "https://r.example.com:8443/jwt", &["R.example.com:8443".into()]));
         for (registry, realm) in [
             ("r.example.com", "https://evil.example.org/token"),
             ("r.example.com", "https://git.example.com/jwt"),
@@ -384,6 +394,10 @@ mod tests {
             ("docker.io", "https://auth.docker.io.evil.com/token"),
             ("r.example.com", "https://r.example.com.evil.com/"),
             ("r.example.com", "https://auth.docker.io/token"),
+            ("r.example.com", "https://r.example.com:8443/token"),
+            ("r.example.com:5000", "https://r.example.com:5001/token"),
+            ("r.example.com:5000", "http://r.example.com/token"),
+            ("docker.io", "https://auth.docker.io:8443/token"),
         ] {
             assert!(!may(registry, realm, &[]), "{registry} -> {realm}");
         }

@@ -14,9 +14,9 @@ pub struct HostSettings {
     pub plain_http: bool,
     /// Authorities that sign its certificate, beside those of the http settings.
     pub roots: Vec<Pem>,
-    /// Hosts (`host` or `host:port`) of token servers that may have the login for this registry. The
-    /// registry's own host name always may, and `auth.docker.io` for docker.io, `gitlab.com` for
-    /// registry.gitlab.com. A token without a login is asked of any https host.
+    /// Hosts (`host`, on any port, or `host:port`) of token servers that may have the login for this registry. The
+    /// registry itself always may, and the https server (port 443) of the same host name, and `auth.docker.io` for
+    /// docker.io, `gitlab.com` for registry.gitlab.com. A token without a login is asked of any https host.
     pub token_realms: Vec<String>,
 }
 

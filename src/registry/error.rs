@@ -148,10 +148,10 @@ pub enum Problem {
         /// The layer.
         digest: Digest,
     },
-    /// The token server is on a host that may not have the login.
-    #[error("the registry wants the login sent to {realm}, which is another host")]
+    /// The token server is one that may not have the login.
+    #[error("the registry wants the login sent to {realm}, which is another server")]
     Realm {
-        /// Host of the token server.
+        /// Host of the token server, and its port where it is not the usual one.
         realm: String,
     },
     /// The registry's challenge cannot be met.
@@ -256,7 +256,7 @@ fn problem_text(problem: &Problem, repository: &Repository, doing: Doing) -> Str
             format!("{problem}; use another image, or push one that fits to {registry}")
         }
         Problem::Realm { realm } => format!(
-            "{registry} wants the login sent to {realm}, which is another host; if that is right, allow {realm} as a token \
+            "{registry} wants the login sent to {realm}, which is another server; if that is right, allow {realm} as a token \
              server of {registry} in the settings of this machine"
         ),
         Problem::Challenge(_) | Problem::Token { .. } => {

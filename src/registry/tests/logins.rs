@@ -48,6 +48,7 @@ async fn a_token_server_elsewhere_needs_leave_to_get_the_login() {
         (seen.header("authorization") != Some("Bearer tok")).then(|| bearer(&realm))
     });
     let host = server.host();
+    let far = tokens.host_by_name();
 
     let e = client_for(&host, Some(("alice", "s")), None)
         .resolve(&tagged(&host), &Platform::host())
@@ -56,8 +57,8 @@ async fn a_token_server_elsewhere_needs_leave_to_get_the_login() {
     assert_eq!(
         e.to_string(),
         format!(
-            "cannot pull {host}/shop/app:t: {host} wants the login sent to localhost, which is another host; if that is right, \
-             allow localhost as a token server of {host} in the settings of this machine"
+            "cannot pull {host}/shop/app:t: {host} wants the login sent to {far}, which is another server; if that is right, \
+             allow {far} as a token server of {host} in the settings of this machine"
         )
     );
     assert!(tokens.seen().is_empty());
