@@ -3,20 +3,24 @@
 //! One folder an address (`git-v1/<digest of the address>`), shared by all processes of a machine. It is written under
 //! a lock; objects are only ever added, so reading needs none. References are updated after all their objects are
 //! there. Nothing of its own configuration comes from the remote.
+//!
+//! It is a cache: one that is damaged is thrown away by the next fetch, which begins from nothing. A truncated pack shows
+//! before the fetch, damage that keeps a fetch from its work shows in it; what shows only later, when objects are read,
+//! is written down in the mirror ([`DOUBT`]) for the next fetch.
 
 use crate::connection::{self, Watch};
 use crate::error::clean;
 use crate::protocol::{Advertisement, is_hex};
 use crate::{CommitTree, GitSettings, RepoUrl, SourceError};
-use git2::{ErrorCode, ObjectType, Oid, Repository, RepositoryInitOptions};
+use git2::{ErrorClass, ErrorCode, ObjectType, Oid, Repository, RepositoryInitOptions};
 use keelway_disk::{Lock, LockError};
 use keelway_model::{CommitId, Timestamp};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,12 +31,18 @@ const MAX_HAVES: usize = 1024;
 /// How long to wait for another process that makes the same mirror.
 const OPEN_WAIT: Duration = Duration::from_secs(30);
 
+/// A file in a mirror that could not be read as it should.
+pub(crate) const DOUBT: &str = "keelway-damaged";
+
 /// A mirror.
 pub struct Mirror {
     url: RepoUrl,
+    folder: PathBuf,
     dir: PathBuf,
     lock: PathBuf,
     repo: Mutex<Repository>,
+    /// Whether something failed since the last look that a damaged mirror would explain.
+    doubted: AtomicBool,
 }
 
 /// What a fetch did.
@@ -98,11 +108,19 @@ impl Mirror {
                 make(&folder, &dir)?;
             }
         }
-        let repo = Repository::open_bare(&dir).map_err(|e| match e.code() {
-            ErrorCode::Owner => SourceError::Owner { path: dir.clone() },
-            _ => SourceError::git(format!("cannot open the mirror {} of {url}", dir.display()), &e),
-        })?;
-        Ok(Self { url: url.clone(), dir, lock, repo: Mutex::new(repo) })
+        let repo = match open_bare(&dir, url) {
+            Err(SourceError::Git { .. }) => {
+                let _held = take(&lock, Instant::now() + OPEN_WAIT, &|| false, url)?;
+                // Another process may have renewed it by now.
+                open_bare(&dir, url).or_else(|_| {
+                    make(&folder, &dir)?;
+                    open_bare(&dir, url)
+                })
+            }
+            other => other,
+        }?;
+        let doubted = AtomicBool::new(false);
+        Ok(Self { url: url.clone(), folder, dir, lock, repo: Mutex::new(repo), doubted })
     }
 
     /// Whose mirror this is.
@@ -115,10 +133,23 @@ impl Mirror {
     }
 
     pub(crate) fn failed(&self, e: &git2::Error) -> SourceError {
-        SourceError::git(format!("the mirror of {} failed", self.url), e)
+        self.doubt(e);
+        SourceError::git(
+            format!("the mirror of {} failed; should it be damaged, the next run fetches it anew", self.url),
+            e,
+        )
     }
 
-    /// Brings all branches and tags up to date; `progress` is told the bytes so far.
+    /// Remembers an error that a damaged mirror would explain; what the system says (no space, no permission) is none.
+    fn doubt(&self, e: &git2::Error) {
+        if e.class() != ErrorClass::Os {
+            self.doubted.store(true, Ordering::Relaxed);
+            doubt(&self.dir);
+        }
+    }
+
+    /// Brings all branches and tags up to date; `progress` is told the bytes so far. A damaged mirror is thrown away
+    /// first, or when its damage shows, and everything is fetched.
     pub fn fetch(
         &self,
         settings: &GitSettings,
@@ -127,6 +158,33 @@ impl Mirror {
         let watch = Watch::start(&self.url, settings);
         let cancelled = || settings.cancel.load(Ordering::Relaxed);
         let _held = take(&self.lock, watch.until, &cancelled, &self.url)?;
+        if self.dir.join(DOUBT).exists() || !packs_are_whole(&self.dir) {
+            self.renew()?;
+        }
+        match self.fetch_locked(settings, watch, progress) {
+            Err(_) if self.doubted.load(Ordering::Relaxed) => {
+                self.renew()?;
+                self.fetch_locked(settings, watch, progress)
+            }
+            other => other,
+        }
+    }
+
+    /// Begins anew, with nothing. The lock is held.
+    fn renew(&self) -> Result<(), SourceError> {
+        let mut repo = self.repo();
+        make(&self.folder, &self.dir)?;
+        *repo = open_bare(&self.dir, &self.url)?;
+        self.doubted.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn fetch_locked(
+        &self,
+        settings: &GitSettings,
+        watch: Watch<'_>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Fetched, SourceError> {
         let mut far = connection::open(&self.url, settings, watch)?;
         let theirs = far.advertise()?;
         let repo = self.repo();
@@ -149,7 +207,11 @@ impl Mirror {
                 Ok(())
             })?;
             if gate.bytes > 0 {
-                writer.commit().map_err(|e| self.broken(e.message()))?;
+                writer.commit().map_err(|e| {
+                    // The pack may stand on objects of ours that cannot be read.
+                    self.doubt(&e);
+                    self.broken(e.message())
+                })?;
             }
             drop(writer);
             odb.refresh().map_err(|e| self.failed(&e))?;
@@ -300,7 +362,11 @@ impl Mirror {
     /// The files of a commit that was resolved.
     pub fn tree(&self, commit: &CommitId) -> Result<CommitTree, SourceError> {
         let repo = Repository::open_bare(&self.dir).map_err(|e| self.failed(&e))?;
-        CommitTree::open(repo, commit)
+        let tree = CommitTree::open(repo, commit);
+        if tree.is_err() {
+            doubt(&self.dir);
+        }
+        Ok(tree?.of_mirror(self.dir.clone()))
     }
 }
 
@@ -347,23 +413,52 @@ fn take(
     })
 }
 
-/// Made under another name first, so that a mirror is there whole or not at all.
+fn open_bare(dir: &Path, url: &RepoUrl) -> Result<Repository, SourceError> {
+    Repository::open_bare(dir).map_err(|e| match e.code() {
+        ErrorCode::Owner => SourceError::Owner { path: dir.to_owned() },
+        _ => SourceError::git(format!("cannot open the mirror {} of {url}", dir.display()), &e),
+    })
+}
+
+/// Leaves word that a mirror cannot be read. It may fail: then it is found again.
+pub(crate) fn doubt(dir: &Path) {
+    let _ = fs::write(dir.join(DOUBT), "");
+}
+
+/// Whether every index of a pack has its pack, to its last byte: both end with the pack's checksum.
+fn packs_are_whole(dir: &Path) -> bool {
+    let tail = |path: &Path, from_end: i64| -> std::io::Result<[u8; 20]> {
+        let mut file = fs::File::open(path)?;
+        file.seek(SeekFrom::End(-from_end))?;
+        let mut sum = [0; 20];
+        file.read_exact(&mut sum)?;
+        Ok(sum)
+    };
+    let Ok(names) = fs::read_dir(dir.join("objects/pack")) else { return false };
+    names.filter_map(Result::ok).map(|n| n.path()).filter(|p| p.extension().is_some_and(|e| e == "idx")).all(
+        |index| match (tail(&index, 40), tail(&index.with_extension("pack"), 20)) {
+            (Ok(promised), Ok(there)) => promised == there,
+            _ => false,
+        },
+    )
+}
+
+/// An empty mirror in the place of what is there. Made under another name first, so that a mirror is there whole or not
+/// at all.
 fn make(folder: &Path, dir: &Path) -> Result<(), SourceError> {
     let failed = |e| SourceError::io(format!("cannot make {}", dir.display()), e);
     let temp = folder.join(keelway_disk::publish::temp_name().map_err(failed)?);
+    let old = folder.join(keelway_disk::publish::temp_name().map_err(failed)?);
     let mut options = RepositoryInitOptions::new();
     options.bare(true).no_reinit(true).external_template(false).mkdir(true);
     let made = Repository::init_opts(&temp, &options)
         .map_err(|e| SourceError::git(format!("cannot make {}", dir.display()), &e))
-        .and_then(|_| {
-            if dir.exists() {
-                // What is there has no HEAD: a folder that somebody damaged.
-                fs::remove_dir_all(dir).map_err(failed)?;
-            }
-            fs::rename(&temp, dir).map_err(failed)
+        .and_then(|_| match fs::rename(dir, &old) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(e)),
+            _ => fs::rename(&temp, dir).map_err(failed),
         });
-    if made.is_err() {
-        let _ = fs::remove_dir_all(&temp);
+    for gone in [&temp, &old] {
+        let _ = fs::remove_dir_all(gone);
     }
     made
 }

@@ -14,6 +14,7 @@ use crate::mirror::oid_of;
 use git2::{ObjectType, Oid, Repository};
 use keelway_model::{CommitId, Digest, Hasher, Tree, TreeEntry, TreeError, TreeKind, TreePath};
 use std::io::{self, Cursor, Read};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Longest target of a symbolic link that Linux takes.
@@ -25,11 +26,16 @@ const MAX_POINTER: usize = 1024;
 /// Bytes of `.gitattributes` that are looked at.
 const MAX_ATTRIBUTES: usize = 1 << 20;
 
+/// The kind of an error when git's objects could not be read.
+const UNREADABLE: io::ErrorKind = io::ErrorKind::Other;
+
 /// A commit as a tree: files 0644 or 0755, directories 0755, everything owned by 0:0.
 pub struct CommitTree {
     commit: CommitId,
     root: Oid,
     repo: Mutex<Repository>,
+    /// Where to leave word when objects cannot be read.
+    mirror: Option<PathBuf>,
 }
 
 /// An entry as git has it.
@@ -66,7 +72,23 @@ impl CommitTree {
             .find_commit(oid_of(commit))
             .map(|c| c.tree_id())
             .map_err(|e| SourceError::git(format!("cannot read commit {commit}"), &e))?;
-        Ok(Self { commit: commit.clone(), root, repo: Mutex::new(repo) })
+        Ok(Self { commit: commit.clone(), root, repo: Mutex::new(repo), mirror: None })
+    }
+
+    /// The objects are those of this mirror, which is thrown away if they cannot be read.
+    pub(crate) fn of_mirror(mut self, dir: PathBuf) -> Self {
+        self.mirror = Some(dir);
+        self
+    }
+
+    /// A result, after a look at why there is none.
+    fn told<T>(&self, result: Result<T, TreeError>) -> Result<T, TreeError> {
+        if let (Some(dir), Err(TreeError::Io { source, .. })) = (&self.mirror, &result)
+            && source.kind() == UNREADABLE
+        {
+            crate::mirror::doubt(dir);
+        }
+        result
     }
 
     /// The commit.
@@ -82,7 +104,7 @@ impl CommitTree {
     pub fn unapplied_attributes(&self) -> Option<String> {
         let path = TreePath::root().join(b".gitattributes")?;
         let mut text = Vec::new();
-        self.open(&path).ok()?.take(MAX_ATTRIBUTES as u64).read_to_end(&mut text).ok()?;
+        Tree::open(self, &path).ok()?.take(MAX_ATTRIBUTES as u64).read_to_end(&mut text).ok()?;
         changing(&String::from_utf8_lossy(&text))
     }
 
@@ -137,7 +159,7 @@ fn blob_size(repo: &Repository, path: &TreePath, oid: Oid) -> Result<u64, TreeEr
 }
 
 fn failed(path: &TreePath, e: &git2::Error) -> TreeError {
-    TreeError::Io { path: path.clone(), source: io::Error::other(SourceError::git("git", e)) }
+    TreeError::Io { path: path.clone(), source: io::Error::new(UNREADABLE, SourceError::git("git", e)) }
 }
 
 fn hostile(path: &TreePath, why: &str) -> TreeError {
@@ -147,14 +169,14 @@ fn hostile(path: &TreePath, why: &str) -> TreeError {
     }
 }
 
-impl Tree for CommitTree {
-    fn entry(&self, path: &TreePath) -> Result<Option<TreeEntry>, TreeError> {
+impl CommitTree {
+    fn read_entry(&self, path: &TreePath) -> Result<Option<TreeEntry>, TreeError> {
         let repo = self.repo();
         let Some(found) = self.find(&repo, path)? else { return Ok(None) };
         self.describe(&repo, path, path.file_name().unwrap_or(b""), found).map(Some)
     }
 
-    fn list(&self, path: &TreePath) -> Result<Vec<TreeEntry>, TreeError> {
+    fn read_list(&self, path: &TreePath) -> Result<Vec<TreeEntry>, TreeError> {
         let repo = self.repo();
         let found = self.find(&repo, path)?.ok_or_else(|| TreeError::NotFound { path: path.clone() })?;
         if found.kind != Kind::Directory {
@@ -182,7 +204,7 @@ impl Tree for CommitTree {
         Ok(out)
     }
 
-    fn open(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError> {
+    fn read_file(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError> {
         let repo = self.repo();
         let found = self.find(&repo, path)?.ok_or_else(|| TreeError::NotFound { path: path.clone() })?;
         if !matches!(found.kind, Kind::File { .. }) {
@@ -205,6 +227,20 @@ impl Tree for CommitTree {
             });
         }
         Ok(Box::new(Cursor::new(bytes)))
+    }
+}
+
+impl Tree for CommitTree {
+    fn entry(&self, path: &TreePath) -> Result<Option<TreeEntry>, TreeError> {
+        self.told(self.read_entry(path))
+    }
+
+    fn list(&self, path: &TreePath) -> Result<Vec<TreeEntry>, TreeError> {
+        self.told(self.read_list(path))
+    }
+
+    fn open(&self, path: &TreePath) -> Result<Box<dyn Read + Send>, TreeError> {
+        self.told(self.read_file(path))
     }
 
     fn memo(&self, path: &TreePath) -> Option<Digest> {

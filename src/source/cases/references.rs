@@ -1,8 +1,8 @@
 //! Branches, tags, commits, force-pushes, and what is new since.
 
 use super::{World, fetch, settings};
-use crate::{Advance, SourceError};
-use keelway_model::CommitId;
+use crate::{Advance, Mirror, SourceError};
+use keelway_model::{CommitId, Tree, TreePath};
 
 fn id(text: &str) -> CommitId {
     text.parse().unwrap()
@@ -177,4 +177,68 @@ fn many_processes_share_one_mirror() {
     let names: Vec<_> =
         std::fs::read_dir(world.cache().join("git-v1")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "a mirror and its lock, nothing temporary: {names:?}");
+}
+
+#[test]
+fn a_damaged_mirror_is_fetched_anew() {
+    use std::path::Path;
+    let world = World::new();
+    let first = world.fetched().resolve("main").unwrap().commit;
+    let second = id(&world.repo.commit_file("README", "two\n").unwrap());
+    world.fetched();
+    let dir = {
+        let folder = world.cache().join("git-v1");
+        let mut names = std::fs::read_dir(folder).unwrap().map(|n| n.unwrap().path());
+        names.find(|p| p.is_dir()).unwrap()
+    };
+    let packs = |dir: &Path| -> Vec<std::path::PathBuf> {
+        let all = std::fs::read_dir(dir.join("objects/pack")).unwrap().map(|n| n.unwrap().path());
+        all.filter(|p| p.extension().is_some_and(|e| e == "pack")).collect()
+    };
+    let write = |path: &Path, bytes: &[u8]| {
+        let _ = std::fs::remove_file(path);
+        std::fs::write(path, bytes).unwrap();
+    };
+    let halve = |path: &Path| {
+        let bytes = std::fs::read(path).unwrap();
+        write(path, &bytes[..bytes.len() / 2]);
+    };
+    let scramble = |path: &Path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        let end = bytes.len() - 20;
+        bytes[12..end].fill(0xa5);
+        write(path, &bytes);
+    };
+    let damages: [(&str, &dyn Fn()); 6] = [
+        ("a reference", &|| write(&dir.join("refs/heads/main"), b"123")),
+        ("HEAD", &|| write(&dir.join("HEAD"), b"\xff\x00garbage")),
+        ("the configuration", &|| write(&dir.join("config"), b"[core\nx")),
+        ("a pack cut in half", &|| packs(&dir).iter().for_each(|p| halve(p))),
+        ("a pack that is gone", &|| packs(&dir).iter().for_each(|p| std::fs::remove_file(p).unwrap())),
+        ("an index", &|| packs(&dir).iter().for_each(|p| halve(&p.with_extension("idx")))),
+    ];
+    for (what, damage) in damages {
+        damage();
+        let mirror = Mirror::open(&world.cache(), &world.local()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        fetch(&mirror, &settings()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(mirror.resolve("HEAD").unwrap().commit, second, "{what}");
+        let tree = mirror.tree(&first).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(tree.list(&TreePath::root()).is_ok(), "{what}");
+    }
+
+    // Damage that shows only when an object is read is mended by the fetch after that.
+    packs(&dir).iter().for_each(|p| scramble(p));
+    let mirror = Mirror::open(&world.cache(), &world.local()).unwrap();
+    let read = fetch(&mirror, &settings())
+        .and_then(|_| mirror.resolve("main"))
+        .and_then(|found| mirror.tree(&found.commit))
+        .map(|tree| tree.list(&TreePath::root()).is_ok());
+    assert_ne!(read.ok(), Some(true), "the damage shows");
+    // libgit2 shares open packs within a process, by their names.
+    drop(mirror);
+    let mirror = world.fetched();
+    let tree = mirror.tree(&mirror.resolve("main").unwrap().commit).unwrap();
+    assert!(tree.list(&TreePath::root()).is_ok());
+    let left = std::fs::read_dir(world.cache().join("git-v1")).unwrap().count();
+    assert_eq!(left, 2, "a mirror and its lock: nothing that was thrown away");
 }
