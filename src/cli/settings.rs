@@ -3,16 +3,21 @@
 use crate::args::{Global, Names};
 use crate::machine::Machine;
 use crate::outcome::CommandError;
+use crate::{files, render};
 use keelway_http::{Pem, ProxySettings};
 use keelway_model::clock::{FixedClock, SystemClock};
 use keelway_model::{Clock, Redacted, Timestamp};
 use keelway_registry::{Credentials, RegistrySettings, docker_config};
 use keelway_runner::Settings;
 use keelway_source::{GitSettings, Login, Origin, RepoUrl, Transport};
-use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The largest file of certificates, in bytes: a system's whole bundle has a quarter of a MiB.
+const MAX_CERTIFICATES: u64 = 16 << 20;
+/// The largest file of logins, in bytes.
+const MAX_LOGINS: u64 = 4 << 20;
 
 /// The state directory.
 pub fn state_dir(global: &Global, machine: &Machine) -> Result<PathBuf, CommandError> {
@@ -28,18 +33,26 @@ pub fn state_dir(global: &Global, machine: &Machine) -> Result<PathBuf, CommandE
 }
 
 fn read(path: &Path, what: &str) -> Result<Vec<u8>, CommandError> {
-    fs::read(path).map_err(|e| CommandError::usage(format!("{what} {}: {e}", path.display())))
+    files::read(path, MAX_CERTIFICATES)
+        .map_err(|e| CommandError::usage(format!("{what} {}: {e}", path.display())))
 }
 
 fn pem(path: &Path) -> Result<Pem, CommandError> {
     Ok(Pem { origin: path.display().to_string(), text: read(path, "certificate authority")? })
 }
 
-/// A file that need not be there.
-fn read_optional(path: &Path) -> Result<Option<String>, CommandError> {
-    match fs::read_to_string(path) {
+/// A file that need not be there. One that may not be read is as if it were not there, as when HOME is somebody else's.
+fn read_optional(path: &Path, global: &Global) -> Result<Option<String>, CommandError> {
+    match files::read_text(path, MAX_LOGINS) {
         Ok(text) => Ok(Some(text)),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            if !global.quiet {
+                let text = format!("{}: {e}; going on without it", path.display());
+                let _ = writeln!(io::stderr(), "{}", render::clean(&text));
+            }
+            Ok(None)
+        }
         Err(e) => Err(CommandError::usage(format!("{}: {e}", path.display()))),
     }
 }
@@ -62,19 +75,19 @@ fn http(names: &Names, machine: &Machine) -> Result<keelway_http::Client, Comman
     keelway_http::Client::new(settings).map_err(|e| CommandError::usage(e.to_string()))
 }
 
-fn credentials(machine: &Machine) -> Result<Credentials, CommandError> {
+fn credentials(global: &Global, machine: &Machine) -> Result<Credentials, CommandError> {
     let dir = machine.docker_config.clone().or_else(|| machine.home.as_ref().map(|h| h.join(".docker")));
     let Some(file) = dir.map(|d| d.join("config.json")) else { return Ok(Credentials::default()) };
-    let Some(text) = read_optional(&file)? else { return Ok(Credentials::default()) };
+    let Some(text) = read_optional(&file, global)? else { return Ok(Credentials::default()) };
     let loaded = docker_config::load(&text, &file.display().to_string())
         .map_err(|e| CommandError::usage(e.to_string()))?;
     Ok(loaded.with_helper_dirs(machine.path.clone()))
 }
 
-fn git(http: &keelway_http::Client, machine: &Machine) -> Result<GitSettings, CommandError> {
+fn git(http: &keelway_http::Client, global: &Global, machine: &Machine) -> Result<GitSettings, CommandError> {
     let mut git = GitSettings::new(http.clone());
     if let Some(home) = &machine.home
-        && let Some(text) = read_optional(&home.join(".netrc"))?
+        && let Some(text) = read_optional(&home.join(".netrc"), global)?
     {
         git.credentials.add_netrc(&text);
     }
@@ -141,7 +154,7 @@ fn build_time(source_date: Option<&str>) -> Result<Timestamp, CommandError> {
 pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Settings, CommandError> {
     let state = state_dir(global, machine)?;
     let http = http(names, machine)?;
-    let git = git(&http, machine)?;
+    let git = git(&http, global, machine)?;
     let registry_cas = names
         .registry_ca
         .iter()
@@ -161,7 +174,10 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         mirrors: state.join("mirrors"),
         deploys: state.join("deploys"),
         git,
-        registry: RegistrySettings { credentials: credentials(machine)?, ..RegistrySettings::default() },
+        registry: RegistrySettings {
+            credentials: credentials(global, machine)?,
+            ..RegistrySettings::default()
+        },
         http,
         registry_cas,
         registry_http: names.registry_http.iter().cloned().collect(),

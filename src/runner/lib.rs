@@ -11,6 +11,7 @@ pub mod lower;
 mod perform;
 mod pin;
 mod push;
+pub mod record;
 pub mod run;
 pub mod settings;
 pub mod source;

@@ -166,7 +166,8 @@ impl Watching<'_> {
         let (sink, cancel) = (self.watcher.sink(&run), self.cancel.clone());
         let report = execute_begun(self.settings, self.workspace, attempt, prepared, sink, cancel).await;
         // What was thrown away is deleted between two runs, and not for long.
-        let _ = self.workspace.store.empty_trash(TRASH);
+        let store = self.workspace.store.clone();
+        let _ = tokio::task::spawn_blocking(move || store.empty_trash(TRASH)).await;
         match report {
             Ok(report) => {
                 self.watcher.say(&format!("{short}: run {run} ended with exit code {}", report.exit.code()));

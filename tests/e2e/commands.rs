@@ -1,13 +1,18 @@
 //! The command line and its documentation say the same.
 
+use crate::build::{build, with_busybox};
 use crate::{Ended, Test, World};
-use keelway_tests::env::Env;
+use keelway_tests::base::{self, Base};
+use keelway_tests::env::{Env, Output};
+use keelway_tests::git::GitRepo;
+use keelway_tests::registry::Registry;
 use std::collections::BTreeSet;
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
     ("commands::help_and_documentation_list_the_same_verbs", help_and_documentation_list_the_same_verbs),
     ("commands::wrong_usage_is_exit_code_2", wrong_usage_is_exit_code_2),
+    ("commands::json_is_an_object_a_line_for_every_verb", json_is_an_object_a_line_for_every_verb),
 ];
 
 /// The words under `Commands:` of a help text.
@@ -23,18 +28,25 @@ fn verbs(env: &Env, of: &[&str]) -> Vec<String> {
         .collect()
 }
 
-fn help_and_documentation_list_the_same_verbs(world: &World) -> Ended {
-    let env = world.env();
+/// All of them, those of groups in full.
+fn verbs_of(env: &Env) -> BTreeSet<String> {
     let mut shown = BTreeSet::new();
-    for verb in verbs(&env, &[]) {
-        let below = verbs(&env, &[&verb]);
+    for verb in verbs(env, &[]) {
+        let below = verbs(env, &[&verb]);
         if below.is_empty() {
             shown.insert(verb);
         } else {
             shown.extend(below.iter().map(|b| format!("{verb} {b}")));
         }
     }
-    let text = std::fs::read_to_string(world.project.join("docs/commands.md")).expect("docs/commands.md is there");
+    shown
+}
+
+fn help_and_documentation_list_the_same_verbs(world: &World) -> Ended {
+    let env = world.env();
+    let shown = verbs_of(&env);
+    let text =
+        std::fs::read_to_string(world.project.join("docs/commands.md")).expect("docs/commands.md is there");
     let documented: BTreeSet<String> = text
         .lines()
         .filter_map(|l| l.strip_prefix("| `keelway "))
@@ -47,9 +59,107 @@ fn help_and_documentation_list_the_same_verbs(world: &World) -> Ended {
 
 fn wrong_usage_is_exit_code_2(world: &World) -> Ended {
     let env = world.env();
-    for args in [&["nonsense"][..], &["run", "--commit", "main"], &["image", "build"], &["image", "build", "/nonexistent"], &["run"]] {
+    for args in [
+        &["nonsense"][..],
+        &["run", "--commit", "main"],
+        &["image", "build"],
+        &["image", "build", "/nonexistent"],
+        &["run"],
+    ] {
         let out = env.keelway(args).expect(2);
         assert!(out.stderr.starts_with("error"), "{args:?}: {}", out.stderr);
     }
+    Ok(())
+}
+
+/// A stage that warns of nothing, one that deploys to a host that is not there.
+const PIPELINE: &str = "version: 1
+stages:
+  image:
+    build: {context: .}
+  publish:
+    needs: [image]
+    push: {image: {stage: image}, to: REGISTRY/shop/web, tags: [commit]}
+  production:
+    needs: [publish]
+    deploy:
+      image: {stage: publish}
+      to: production
+      app: web
+      replicas: 1
+      port: 80
+      health: {http: /}
+targets:
+  production:
+    hosts: [{ssh: gone}]
+    ssh_config: nowhere
+    balancer: {listen: \":80\"}
+";
+
+/// Standard output as JSON objects.
+#[track_caller]
+fn objects(out: &Output) -> Vec<serde_json::Value> {
+    let parse = |line: &str| match serde_json::from_str(line) {
+        Ok(value @ serde_json::Value::Object(_)) => value,
+        other => panic!("no JSON object: {line:?}: {other:?}"),
+    };
+    out.stdout.lines().map(parse).collect()
+}
+
+fn json_is_an_object_a_line_for_every_verb(world: &World) -> Ended {
+    let env = with_busybox(world);
+    let registry = Registry::start(None, None).expect("docker-registry starts");
+    let repo = GitRepo::init(&env.path().join("projects/web")).expect("git makes a repository");
+    let ssh = env.work().join("ssh-config");
+    std::fs::write(&ssh, "Host gone\n  HostName 127.0.0.1\n  Port 1\n  BatchMode yes\n")
+        .expect("files can be written");
+    repo.write("keelway.yml", PIPELINE.replace("REGISTRY", &registry.host())).expect("files can be written");
+    repo.write("Dockerfile", "FROM busybox\nRUN echo said\n").expect("files can be written");
+    repo.commit("first").expect("git commits");
+    let url = repo.path().to_str().expect("UTF-8").to_owned();
+    let name = format!("{}/shop/web:1", registry.host());
+    let layout = base::oci_layout(Base::Busybox).expect("a busybox image can be made");
+    let layout = layout.to_str().expect("UTF-8");
+    let nowhere = format!("nowhere={}", ssh.display());
+    let source = ["--repo", url.as_str()];
+    let deploy = ["--repo", url.as_str(), "--ssh-config", nowhere.as_str()];
+    build(&env, repo.path(), &["-t", &name]).expect(0);
+    // Verb, words after it, exit code, and how many objects there are at least.
+    let verbs: &[(&str, &[&str], i32, usize)] = &[
+        ("run", &[&["image"][..], &source].concat(), 0, 5),
+        ("plan", &[&source[..], &["--ssh-config", &nowhere]].concat(), 0, 1),
+        ("lint", &source, 0, 0),
+        ("explain", &["K0102"], 0, 1),
+        ("watch", &[&source[..], &["--once", "--ssh-config", &nowhere]].concat(), 0, 5),
+        ("runs ls", &[], 0, 2),
+        ("runs show", &[], 0, 5),
+        ("runs logs", &[], 0, 0),
+        ("image build", &[&url], 0, 5),
+        ("image push", &[&name], 0, 1),
+        ("image pull", &[&name], 0, 1),
+        ("image load", &[layout, "other"], 0, 1),
+        ("image ls", &[], 0, 3),
+        ("deploy status", &[&["production"], &deploy[..]].concat(), 4, 1),
+        ("deploy rollback", &[&["production"], &deploy[..]].concat(), 13, 1),
+    ];
+    let tested: BTreeSet<&str> = verbs.iter().map(|v| v.0).collect();
+    for verb in verbs_of(&env) {
+        assert!(tested.contains(verb.as_str()), "{verb} is not tested here");
+    }
+    for (verb, words, code, least) in verbs {
+        let args: Vec<&str> =
+            verb.split(' ').chain(words.iter().copied()).chain(["--format", "json"]).collect();
+        let out = env.keelway(&args).expect(*code);
+        let found = objects(&out);
+        assert!(found.len() >= *least, "{verb}: {} objects", found.len());
+    }
+    // A definition that is not valid: its diagnostics, and what a rollback did is in the record.
+    repo.commit_file("keelway.yml", "version: 1\nstages: 5\n").expect("git commits");
+    let out = env.keelway(&["lint", "--repo", &url, "--format", "json"]).expect(2);
+    assert_eq!(objects(&out)[0]["severity"], "error");
+    let out = env.keelway(&["runs", "ls", "--format", "json"]).expect(0);
+    assert_eq!(objects(&out)[0]["event"], "deploy");
+    let out = env.keelway_in(repo.path(), &["deploy", "rollback", "production", "--dirty"]).expect(2);
+    assert!(out.stderr.contains("leave --dirty out"), "{}", out.stderr);
     Ok(())
 }

@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("registries::plain_http_beyond_loopback_is_asked_for", plain_http_beyond_loopback_is_asked_for),
     ("registries::layers_that_are_there_are_not_sent", layers_that_are_there_are_not_sent),
     ("registries::a_base_by_digest", a_base_by_digest),
+    ("registries::a_tag_that_moved_is_seen", a_tag_that_moved_is_seen),
     ("registries::a_registry_that_lies_leaves_nothing", a_registry_that_lies_leaves_nothing),
 ];
 
@@ -277,5 +278,36 @@ fn a_registry_that_lies_leaves_nothing(world: &World) -> Ended {
         );
         leaks.assert_none();
     }
+    Ok(())
+}
+
+fn a_tag_that_moved_is_seen(world: &World) -> Ended {
+    let (here, there) = (with_busybox(world), world.env());
+    let registry = Registry::start(None, None).expect("docker-registry starts");
+    let name = format!("{}/shop/base:12", registry.host());
+    let base = |text: &str| {
+        let dir = context(&here, "base", &[("Dockerfile", "FROM busybox\nCOPY a /a\n"), ("a", text)]);
+        let digest = build(&here, &dir, &["-t", &name]).expect(0).stdout.trim().to_owned();
+        here.keelway(&["image", "push", &name]).expect(0);
+        digest
+    };
+    let dir = context(&there, "c", &[("Dockerfile", &format!("FROM {name}\nRUN true\n"))]);
+    let first = base("1\n");
+    let one = build(&there, &dir, &[]).expect(0).stdout;
+    assert_eq!(build(&there, &dir, &[]).expect(0).stdout, one, "nothing moved");
+    let second = base("2\n");
+    let out = build(&there, &dir, &[]).expect(0);
+    assert_ne!(out.stdout, one);
+    has(&out.stderr, &[&format!("{name} has moved from {first} to {second}")]);
+    // Where the name was given, the store decides, and says so.
+    let own = context(&here, "c", &[("Dockerfile", &format!("FROM {name}\nRUN true\n"))]);
+    let own = build(&here, &own, &[]).expect(0);
+    assert_eq!(own.stdout, out.stdout);
+    has(&own.stderr, &[&format!("{name}@{second} (from the store)")]);
+    // Without its registry the machine builds on with what it has, and says that, too.
+    drop(registry);
+    let alone = build(&there, &dir, &[]).expect(0);
+    assert_eq!(alone.stdout, out.stdout);
+    has(&alone.stderr, &[&format!("{name}@{second} (from the store; whether it has moved is not known")]);
     Ok(())
 }

@@ -8,6 +8,8 @@ use crate::{render, settings};
 use keelway_deploy::apply::DeployEvent;
 use keelway_model::ExitCode;
 use keelway_runner::deploy::{Place, end_as_failure};
+use keelway_runner::record::rollback;
+use keelway_runner::run::open_ledger;
 use std::io::Write;
 
 /// What runs on a target's hosts.
@@ -17,6 +19,11 @@ pub async fn deploy(context: &Context, verb: DeployVerb) -> Result<(), CommandEr
             (target, source, names)
         }
     };
+    if source.dirty && matches!(verb, DeployVerb::Rollback { .. }) {
+        return Err(CommandError::usage(
+            "deploy rollback --dirty: a tree with changes that are in no commit decides nothing about hosts; leave --dirty out",
+        ));
+    }
     let settings = settings::settings(&context.global, names, &context.machine)?;
     let pinned = pinned(context, &settings, source).await?;
     let definition = keelway_pipeline::load(&*pinned.subject.tree, keelway_pipeline::FILE_NAME)
@@ -32,11 +39,19 @@ pub async fn deploy(context: &Context, verb: DeployVerb) -> Result<(), CommandEr
                     let _ = writeln!(std::io::stderr(), "{}", render::clean(&event.text()));
                 }
             };
-            let end = place.rollback(&settings, &app, &emit, &context.cancel.token()).await?;
-            if end.exit == ExitCode::Done {
-                context.print(&format!("{}\n", render::clean(&end.summary)))
-            } else {
-                Err(end_as_failure(&format!("rollback of {app} on {target}"), &end).into())
+            let ledger = open_ledger(&settings)?;
+            let cancel = context.cancel.token();
+            let (end, run) = rollback(&place, &settings, ledger, &pinned, &app, &emit, &cancel).await?;
+            if context.global.format == Format::Json {
+                context.print_json(&serde_json::json!({
+                    "target": target, "app": app, "run": run, "exit": end.exit.code(), "summary": end.summary,
+                    "reasons": end.reasons, "log": end.log, "changed": end.changed, "cut": end.cut, "hosts": end.hosts,
+                }))?;
+            }
+            match end.exit {
+                ExitCode::Done if context.global.format == Format::Json => Ok(()),
+                ExitCode::Done => context.print(&format!("{}\n", render::clean(&end.summary))),
+                _ => Err(end_as_failure(&format!("rollback of {app} on {target}"), &end).into()),
             }
         }
     }
@@ -48,8 +63,7 @@ async fn status(context: &Context, place: &Place) -> Result<(), CommandError> {
         Format::Text => context.print(&keelway_deploy::status::render(&hosts))?,
         Format::Json => {
             for host in &hosts {
-                let line = serde_json::to_string(host).map_err(CommandError::outside)?;
-                context.print(&format!("{line}\n"))?;
+                context.print_json(host)?;
             }
         }
     }

@@ -4,7 +4,7 @@ use super::Context;
 use crate::args::{Format, Names};
 use crate::machine::Machine;
 use crate::outcome::CommandError;
-use crate::{render, settings};
+use crate::{files, render, settings};
 use keelway_engine::Failure;
 use keelway_model::plan::BuildOp;
 use keelway_model::{Bytes, Digest, ImageRef, Limits, Platform, SourceText, Tag};
@@ -12,14 +12,17 @@ use keelway_registry::{Progress, Stage};
 use keelway_runner::run::{SingleBuild, build_image, image_of};
 use keelway_runner::{Settings, Workspace};
 use keelway_source::DirTree;
+use keelway_store::{Origin, Store};
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a command may spend on deleting what was thrown away.
-pub const TRASH: Duration = Duration::from_millis(500);
+const TRASH: Duration = Duration::from_millis(500);
+
+/// The largest Dockerfile outside its context, in bytes; the parser takes no larger one.
+const MAX_DOCKERFILE: u64 = 4 << 20;
 
 /// The flags of `image build`.
 pub struct BuildArgs {
@@ -60,7 +63,7 @@ fn dockerfile(args: &BuildArgs) -> Result<(String, Option<SourceText>), CommandE
     match file_real.strip_prefix(&dir_real).ok().and_then(Path::to_str) {
         Some(inside) => Ok((inside.to_owned(), None)),
         None => {
-            let text = fs::read_to_string(&file_real)
+            let text = files::read_text(&file_real, MAX_DOCKERFILE)
                 .map_err(|e| CommandError::usage(format!("{}: {e}", file.display())))?;
             let name =
                 file.file_name().map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned());
@@ -92,8 +95,7 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
     let single = SingleBuild { tree: Arc::new(tree), op, dockerfile: text };
     let show = render::events(&context.style, render::Record::Nowhere);
     let report = build_image(&settings, &workspace, single, show, context.cancel.token()).await;
-    // What was thrown away is deleted when the result is known, and not for long.
-    let _ = workspace.store.empty_trash(TRASH);
+    empty_trash(&workspace.store).await;
     let report = report?;
     CommandError::of_report(&report)?;
     let image = image_of(&report)
@@ -105,6 +107,20 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
         Format::Text => context.print(&format!("{}\n", image.manifest.digest)),
         Format::Json => Ok(()),
     }
+}
+
+/// What a name means now.
+fn print_image(context: &Context, name: &ImageRef, digest: &Digest) -> Result<(), CommandError> {
+    match context.global.format {
+        Format::Text => context.print(&format!("{digest}\n")),
+        Format::Json => context.print_json(&serde_json::json!({"name": name, "digest": digest})),
+    }
+}
+
+/// Deletes what was thrown away, on a thread that may block, and not for long. What stays is the next command's.
+pub async fn empty_trash(store: &Store) {
+    let store = store.clone();
+    let _ = tokio::task::spawn_blocking(move || store.empty_trash(TRASH)).await;
 }
 
 /// A line for each transfer that is over.
@@ -139,8 +155,8 @@ pub async fn pull(context: &Context, image: &str, names: &Names) -> Result<(), C
         .fetch_layers(store, &name.repository, &found.manifest, &found.config, progress)
         .await
         .map_err(CommandError::outside)?;
-    store.set_reference(&name, &found.descriptor).map_err(CommandError::outside)?;
-    context.print(&format!("{}\n", found.descriptor.digest))
+    store.set_reference_from(&name, &found.descriptor, Origin::Registry).map_err(CommandError::outside)?;
+    print_image(context, &name, &found.descriptor.digest)
 }
 
 /// `image push`.
@@ -157,7 +173,7 @@ pub async fn push(context: &Context, image: &str, names: &Names) -> Result<(), C
         .push(&workspace.store, &manifest, &name.repository, &tags, say_transfers(context))
         .await
         .map_err(CommandError::outside)?;
-    context.print(&format!("{}\n", pushed.digest()))
+    print_image(context, &name, &pushed.digest())
 }
 
 /// `image load`.
@@ -167,7 +183,7 @@ pub fn load(context: &Context, layout: &Path, image: &str, select: Option<&str>)
     let loaded =
         keelway_image::import::oci_layout(&workspace.store, layout, select, &name, &Platform::host())
             .map_err(CommandError::outside)?;
-    context.print(&format!("{}\n", loaded.digest))
+    print_image(context, &name, &loaded.digest)
 }
 
 /// `image ls`.

@@ -5,7 +5,9 @@ use super::run::pinned;
 use crate::args::{Format, Names, Source};
 use crate::outcome::CommandError;
 use crate::{render, settings};
+use keelway_model::{Diagnostics, ExitCode};
 use keelway_pipeline::Event;
+use keelway_runner::RunnerError;
 use keelway_runner::run::prepare;
 use keelway_runner::watch;
 
@@ -22,10 +24,7 @@ pub async fn plan(
     let prepared = prepare(&settings, pinned, Event::Manual, selection).await?;
     match context.global.format {
         Format::Text => context.print(&keelway_pipeline::render(&prepared.plan)),
-        Format::Json => {
-            let json = serde_json::to_string(&prepared.plan).map_err(CommandError::outside)?;
-            context.print(&format!("{json}\n"))
-        }
+        Format::Json => context.print_json(&prepared.plan),
     }
 }
 
@@ -33,7 +32,18 @@ pub async fn plan(
 pub async fn lint(context: &Context, source: &Source) -> Result<(), CommandError> {
     let settings = settings::settings(&context.global, &Names::default(), &context.machine)?;
     let pinned = pinned(context, &settings, source).await?;
-    let prepared = prepare(&settings, pinned, Event::Manual, keelway_pipeline::Selection::default()).await?;
+    let prepared = prepare(&settings, pinned, Event::Manual, keelway_pipeline::Selection::default()).await;
+    if context.global.format == Format::Json {
+        return match prepared {
+            Ok(prepared) => diagnostics_json(context, &prepared.warnings),
+            Err(RunnerError::Definition(found)) => {
+                diagnostics_json(context, &found)?;
+                Err(CommandError::Ended(ExitCode::Usage))
+            }
+            Err(e) => Err(e.into()),
+        };
+    }
+    let prepared = prepared?;
     if !prepared.warnings.items.is_empty() {
         context.print(&render::diagnostics(&prepared.warnings, &context.style))?;
     }
@@ -41,9 +51,17 @@ pub async fn lint(context: &Context, source: &Source) -> Result<(), CommandError
     Ok(())
 }
 
+/// A diagnostic a line.
+fn diagnostics_json(context: &Context, found: &Diagnostics) -> Result<(), CommandError> {
+    found.items.iter().try_for_each(|diagnostic| context.print_json(diagnostic))
+}
+
 /// What a code means.
 pub fn explain(context: &Context, code: &str) -> Result<(), CommandError> {
     match keelway_pipeline::explain(code).or_else(|| keelway_dockerfile::explain(code)) {
+        Some(text) if context.global.format == Format::Json => {
+            context.print_json(&serde_json::json!({"code": code, "text": text.trim_end()}))
+        }
         Some(text) => context.print(&format!("{}\n", text.trim_end())),
         None => Err(CommandError::usage(format!(
             "{code:?} is no code of a diagnostic; it stands in brackets, for example error[K0102]"

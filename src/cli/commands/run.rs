@@ -51,7 +51,6 @@ pub async fn run(
     let run = record(&ledger, &prepared)?;
     let show = render::events(&context.style, render::Record::Kept);
     let report = execute(&settings, &workspace, &ledger, &run, prepared, show, context.cancel.token()).await;
-    // What was thrown away is deleted when the result is known, and not for long.
-    let _ = workspace.store.empty_trash(super::image::TRASH);
+    super::image::empty_trash(&workspace.store).await;
     CommandError::of_report(&report?)
 }
