@@ -198,6 +198,13 @@ fn keeper(dir: &Path) -> io::Result<()> {
         if at.ends_with("cpuset") {
             inherit_cpuset(&at, &cgroup)?;
         }
+        // A whole rig would have the share of one process among those of the machine: seven machines are more. Where
+        // the controller is not here, there is no such file.
+        if let Some(rig) = Path::new(&cgroup).parent()
+            && at.join(rig).join("cpu.shares").exists()
+        {
+            fs::write(at.join(rig).join("cpu.shares"), "8192")?;
+        }
         fs::write(group.join("cgroup.procs"), std::process::id().to_string())?;
     }
     unshare(
