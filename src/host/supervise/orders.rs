@@ -7,6 +7,7 @@ use crate::balancer::pool::PoolSpec;
 use crate::keeper;
 use crate::record::ReplicaFiles;
 use crate::settings::listen_address;
+use futures_util::future::join_all;
 use keelway_deploy::protocol::{
     AppReport, AppSettings, Fence, HostReport, Order, Outcome, Refusal, RefusalKind, ReplicaId, Reply,
 };
@@ -132,16 +133,18 @@ impl Supervisor {
     async fn status(&self, only: Option<&AppName>) -> Result<HostReport, Refusal> {
         let mut report = HostReport::default();
         for app in self.apps().into_iter().filter(|a| only.is_none_or(|o| *o == a.name)) {
-            let mut replicas = Vec::new();
-            for replica in app.replicas() {
-                self.refresh(&replica).await;
-                replicas.push(replica.report(self, 0));
-            }
+            // Side by side: a hung keeper costs its own time-out, and eight of them cost no more.
+            let replicas = app.replicas();
+            let (balancer, _) = tokio::join!(
+                self.balancer_report(&app),
+                join_all(replicas.iter().map(|replica| self.refresh(replica))),
+            );
+            let replicas = replicas.iter().map(|replica| replica.report(self, 0)).collect();
             report.apps.push(AppReport {
                 app: app.name.clone(),
                 settings: app.settings(),
                 replicas,
-                balancer: self.balancer_report(&app).await,
+                balancer,
                 lease: app.lease_view(self.boot.now()),
                 highest_epoch: app.highest(),
                 releases: app.releases(),

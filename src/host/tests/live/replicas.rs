@@ -382,6 +382,20 @@ pub fn kills() {
         assert_eq!((again.pid, again.restarts), (reports[0].pid, 0), "untouched");
         assert_eq!(processes(is_supervisor).len(), 1);
     }
+    // Keepers that hang: a look takes the time of one, not of all.
+    let keepers = processes(is_keeper);
+    assert_eq!(keepers.len(), 2);
+    let signal_all = |signal| {
+        for pid in &keepers {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), signal).unwrap();
+        }
+    };
+    signal_all(nix::sys::signal::Signal::SIGSTOP);
+    let began = Instant::now();
+    let looked = s.order(Order::Status { app: Some(app()) });
+    let took = began.elapsed();
+    signal_all(nix::sys::signal::Signal::SIGCONT);
+    assert!(looked.is_ok() && took < Duration::from_millis(3500), "{took:?}: {looked:?}");
     stop.store(true, Ordering::SeqCst);
     load.join().unwrap();
     assert_eq!(lost.load(Ordering::SeqCst), 0, "of {}", sent.load(Ordering::SeqCst));
