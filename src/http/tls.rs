@@ -23,9 +23,17 @@ pub(crate) fn roots_of(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, Settin
     Ok(out)
 }
 
+/// The largest bundle that is read, in bytes.
+const MAX_BUNDLE: u64 = 16 << 20;
+
 /// The authorities of the system's bundle that rustls can use; none when there is no such file.
 pub(crate) fn system_roots(path: Option<&Path>) -> Vec<CertificateDer<'static>> {
     let Some(path) = path else { return Vec::new() };
+    // A device has no end, and a pipe may have no writer.
+    if !std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() <= MAX_BUNDLE) {
+        tracing::debug!(path = %path.display(), "no bundle of certificate authorities: not a file of a sane size");
+        return Vec::new();
+    }
     match CertificateDer::pem_file_iter(path) {
         Ok(certs) => certs.filter_map(Result::ok).collect(),
         Err(e) => {
