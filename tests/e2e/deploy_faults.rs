@@ -524,7 +524,10 @@ fn a_host_reboots(fleet: &mut Fleet) {
     let before = fleet.replicas();
     let sender = fleet.load(&[1, 2], 50);
     fleet.rig.reboot(0).expect("a host can be rebooted");
-    assert!(look::pids(&fleet.rig.hosts[0], " __(supervise|balancer|host)", None).is_empty(), "something was started by itself");
+    assert!(
+        look::pids(&fleet.rig.hosts[0], " __(supervise|balancer|host)", None).is_empty(),
+        "something was started by itself"
+    );
     assert_eq!(fleet.version_at(1), "5", "the other hosts serve");
     expect(fleet.deploy(&[], "status"), 0);
     let healed =
