@@ -10,7 +10,9 @@ use keelway_model::{Clock, Redacted, Timestamp};
 use keelway_registry::{Credentials, RegistrySettings, docker_config};
 use keelway_runner::Settings;
 use keelway_source::{GitSettings, Login, Origin, RepoUrl, Transport};
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,8 +21,36 @@ const MAX_CERTIFICATES: u64 = 16 << 20;
 /// The largest file of logins, in bytes.
 const MAX_LOGINS: u64 = 4 << 20;
 
-/// The state directory.
+/// The state directory; refused where others could change what is in it.
 pub fn state_dir(global: &Global, machine: &Machine) -> Result<PathBuf, CommandError> {
+    let dir = named_state_dir(global, machine)?;
+    trusted(&dir)?;
+    Ok(dir)
+}
+
+/// Whoever may write to the state directory decides what images hold and what is deployed.
+fn trusted(dir: &Path) -> Result<(), CommandError> {
+    // One that is not there will be ours, and one that we may not see fails where it is used.
+    let Ok(found) = fs::metadata(dir) else { return Ok(()) };
+    let me = fs::metadata("/proc/self").map_err(CommandError::outside)?.uid();
+    let shown = dir.display();
+    if found.uid() != me {
+        return Err(CommandError::outside(format!(
+            "the state directory {shown} belongs to user {}, not to user {me}, who runs this: name another with \
+             --state DIR, or have it given over, if what is in it can be trusted: chown -R {me} {shown}",
+            found.uid()
+        )));
+    }
+    if found.mode() & 0o022 != 0 {
+        return Err(CommandError::outside(format!(
+            "the state directory {shown} may be changed by other users: if what is in it can be trusted, mend it with: \
+             chmod go-w {shown}"
+        )));
+    }
+    Ok(())
+}
+
+fn named_state_dir(global: &Global, machine: &Machine) -> Result<PathBuf, CommandError> {
     if let Some(dir) = global.state.clone().or_else(|| machine.state.clone()) {
         return std::path::absolute(&dir).map_err(CommandError::outside);
     }

@@ -16,7 +16,7 @@ pub enum LedgerError {
         source: std::io::Error,
     },
     /// The database refused.
-    #[error("the ledger {path} could not {doing}: {source}")]
+    #[error("the ledger {path} could not {doing}: {source}{}", mend(.path, .source))]
     Database {
         /// The database file.
         path: PathBuf,
@@ -100,4 +100,18 @@ pub enum LedgerError {
         /// The branch.
         branch: String,
     },
+}
+
+/// What to do about a database that cannot be read any more.
+fn mend(path: &std::path::Path, source: &rusqlite::Error) -> String {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    match (source.sqlite_error_code(), path.parent()) {
+        (Some(DatabaseCorrupt | NotADatabase), Some(dir)) => format!(
+            "; it is damaged. Move it aside (`mv {} {}.damaged`) and run again: a new ledger is begun, and the old \
+             one can still be looked at with sqlite3's .recover",
+            dir.display(),
+            dir.display()
+        ),
+        _ => String::new(),
+    }
 }

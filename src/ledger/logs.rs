@@ -212,7 +212,7 @@ impl NodeLogs {
         };
         if !self.open.contains_key(&event.node) {
             let dir = attempt_dir(runs, &self.run, self.attempt);
-            std::fs::create_dir_all(&dir).map_err(|source| LedgerError::Io { path: dir.clone(), source })?;
+            crate::open::private_dir(&dir)?;
             let path = dir.join(file_name(&event.node));
             let log = ChunkLog::open(&path, Faults::default())
                 .map_err(|source| LedgerError::Io { path: path.clone(), source })?;

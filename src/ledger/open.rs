@@ -7,6 +7,8 @@ use keelway_disk::{Lock, LockError};
 use keelway_model::{Clock, RunId, Timestamp};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::fmt;
+use std::fs::{DirBuilder, OpenOptions, Permissions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,8 +39,9 @@ impl Ledger {
     /// Opens or creates the ledger in a directory of its own.
     pub fn open(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, LedgerError> {
         let runs = dir.join("runs");
-        std::fs::create_dir_all(&runs).map_err(|source| LedgerError::Io { path: runs.clone(), source })?;
+        private_dir(&runs)?;
         let path = dir.join("ledger.db");
+        make_private(dir, &path)?;
         let failed = |source| LedgerError::Database { path: path.clone(), doing: "be opened", source };
         let db = Connection::open(&path).map_err(failed)?;
         Self::with(db, path.clone(), Some(dir.to_owned()), LogStore::files(runs), clock)
@@ -140,7 +143,7 @@ impl Ledger {
     pub(crate) fn own_within(&self, run: &RunId, most: Duration) -> Result<Option<Owner>, LedgerError> {
         let Some(dir) = &self.0.dir else { return Ok(Some(Owner(None))) };
         let dir = dir.join("runs").join(run.as_str());
-        std::fs::create_dir_all(&dir).map_err(|source| LedgerError::Io { path: dir.clone(), source })?;
+        private_dir(&dir)?;
         let path = dir.join("owner.lock");
         match Lock::take(&path, Instant::now() + most, &|| false) {
             Ok(lock) => Ok(Some(Owner(Some(lock)))),
@@ -148,6 +151,26 @@ impl Ledger {
             Err(e) => Err(LedgerError::Io { path, source: std::io::Error::other(e) }),
         }
     }
+}
+
+/// Makes a directory, and those above it, for nobody else: logs may hold what a step should not have printed.
+pub(crate) fn private_dir(dir: &Path) -> Result<(), LedgerError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| LedgerError::Io { path: dir.into(), source })
+}
+
+/// The same for what an earlier keelway made readable, and for the database, whose other files get its mode.
+fn make_private(dir: &Path, db: &Path) -> Result<(), LedgerError> {
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(db);
+    opened.map_err(|source| LedgerError::Io { path: db.into(), source })?;
+    for (path, mode) in [(dir, 0o700), (db, 0o600)] {
+        let is = std::fs::metadata(path).map(|m| m.permissions().mode() & 0o777);
+        if is.is_ok_and(|is| is & !mode != 0) {
+            let narrowed = std::fs::set_permissions(path, Permissions::from_mode(mode));
+            narrowed.map_err(|source| LedgerError::Io { path: path.into(), source })?;
+        }
+    }
+    Ok(())
 }
 
 /// Held while a run is run.

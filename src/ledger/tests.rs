@@ -229,6 +229,36 @@ fn files_that_are_no_ledger_are_refused_and_left_alone() {
     assert_eq!(std::fs::read(&path).unwrap(), junk);
 }
 
+#[test]
+fn a_ledger_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("state/ledger");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    std::fs::create_dir_all(&at).unwrap();
+    std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o755)).unwrap();
+    drop(open(&at));
+    assert_eq!((mode(&at), mode(&at.join("runs"))), (0o700, 0o700));
+    assert_eq!(mode(&at.join("ledger.db")), 0o600);
+}
+
+#[test]
+fn a_ledger_that_is_cut_off_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    for _ in 0..50 {
+        ledger.create_run(&new_run("main")).unwrap();
+    }
+    drop(ledger);
+    let path = dir.path().join("ledger.db");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let e = Ledger::open(dir.path(), Arc::new(FixedClock(NOW)))
+        .and_then(|l| l.runs(&Filter { limit: 100, ..Filter::default() }))
+        .unwrap_err();
+    assert!(e.to_string().contains(&format!("`mv {0} {0}.damaged`", dir.path().display())), "{e}");
+}
+
 /// Set for the process that is killed; without it the test below has nothing to do.
 const CHILD: &str = "KEELWAY_TEST_CHILD";
 

@@ -92,4 +92,21 @@ impl Store {
         out.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(out)
     }
+
+    /// Files of references that [`Store::references`] leaves out: unreadable, or of a manifest that is gone; with the name
+    /// where it can be told.
+    pub fn broken_references(&self) -> Result<Vec<(PathBuf, Option<ImageRef>)>, StoreError> {
+        let dir = self.refs();
+        let mut out = Vec::new();
+        for entry in std::fs::read_dir(&dir).map_err(StoreError::io("list", &dir))? {
+            let path = entry.map_err(StoreError::io("list", &dir))?.path();
+            let found = record::read::<Reference>(&path);
+            // What was removed meanwhile is not broken.
+            if !found.as_ref().is_some_and(|r| self.has_blob(&r.target.digest)) && path.exists() {
+                out.push((path, found.map(|r| r.name)));
+            }
+        }
+        out.sort();
+        Ok(out)
+    }
 }

@@ -197,6 +197,12 @@ pub fn ls(context: &Context) -> Result<(), CommandError> {
         .map(|(n, d)| (n.to_string(), d.digest))
         .collect();
     rows.sort();
+    for (path, name) in workspace.store.broken_references().map_err(CommandError::outside)? {
+        let (path, name) = (path.display(), name.map_or_else(|| "an image".into(), |n| n.to_string()));
+        context.say(&format!(
+            "{path}: the record of {name} is damaged or its image is gone; build or pull it again, or delete the file"
+        ));
+    }
     let width = rows.iter().map(|(n, _)| n.len()).max().unwrap_or(0);
     let text: String = match context.global.format {
         Format::Text => rows.iter().map(|(n, d)| format!("{n:width$}  {d}\n")).collect(),
