@@ -108,8 +108,9 @@ impl<'a> Source<'a> {
     /// What one source, as written, names: in order of names where it is a pattern. A source without a
     /// wildcard must be there; a pattern may name nothing.
     pub(crate) fn select(&self, source: &str) -> Result<Vec<Selected>, StepError> {
-        let clamped = TreePath::clamped(source.as_bytes())
-            .ok_or_else(|| StepError::Refused(format!("the source {source:?} holds a NUL character")))?;
+        let clamped = TreePath::clamped(source.as_bytes()).ok_or_else(|| {
+            StepError::Refused(format!("the source {} holds a NUL character", quoted(source)))
+        })?;
         let components: Vec<&[u8]> = clamped.components().collect();
         let fixed = components.iter().take_while(|c| !is_pattern(c)).count();
         if fixed == components.len() {
@@ -122,8 +123,8 @@ impl<'a> Source<'a> {
         let start = TreePath::clamped(&components[..fixed].join(&b'/')).unwrap_or_default();
         let mut level: Vec<TreePath> = self.follow(&start)?.map(|(path, _)| path).into_iter().collect();
         for (i, component) in components.iter().enumerate().skip(fixed) {
-            let glob =
-                Glob::new(component).map_err(|e| StepError::Refused(format!("source {source:?}: {e}")))?;
+            let glob = Glob::new(component)
+                .map_err(|e| StepError::Refused(format!("source {}: {e}", quoted(source))))?;
             let last = i + 1 == components.len();
             let mut next = Vec::new();
             for dir in &level {
@@ -142,7 +143,8 @@ impl<'a> Source<'a> {
             }
             if next.len() > MAX_MATCHES {
                 return Err(StepError::Refused(format!(
-                    "source {source:?} names more than {MAX_MATCHES} entries"
+                    "source {} names more than {MAX_MATCHES} entries",
+                    quoted(source)
                 )));
             }
             level = next;
@@ -165,19 +167,31 @@ impl<'a> Source<'a> {
             out.extend(self.select(source)?);
         }
         if out.is_empty() {
-            return Err(StepError::Refused(format!("no file matches {}", sources.join(", "))));
+            return Err(StepError::Refused(format!("no file matches {}", shown(&sources.join(", ")))));
         }
         Ok(out)
     }
 
     fn missing(&self, source: &str, path: &TreePath) -> Result<StepError, StepError> {
         let Some(ignore) = self.ignore else {
-            return Ok(StepError::Refused(format!("{source:?} is not there")));
+            return Ok(StepError::Refused(format!("{} is not there", quoted(source))));
         };
         let ignored = ignore.excludes(path.as_bytes()) && self.tree.entry(path)?.is_some();
         Ok(StepError::Refused(match ignored {
-            true => format!("{source:?} is left out of the build context by the .dockerignore file"),
-            false => format!("{source:?} is not in the build context"),
+            true => format!("{} is left out of the build context by the .dockerignore file", quoted(source)),
+            false => format!("{} is not in the build context", quoted(source)),
         }))
     }
+}
+
+/// Text of somebody else in a message: not endless.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(200) {
+        Some((end, _)) => format!("{}..", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    format!("{:?}", shown(text))
 }

@@ -104,6 +104,15 @@ impl fmt::Debug for TreePath {
     }
 }
 
+/// A path for a message: it may be thousands of characters long.
+fn shown(path: &TreePath) -> String {
+    let text = path.to_string();
+    match text.char_indices().nth(200) {
+        Some((end, _)) => format!("{}..", &text[..end]),
+        None => text,
+    }
+}
+
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TreeKind {
@@ -159,13 +168,13 @@ pub struct TreeEntry {
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
     /// Nothing there.
-    #[error("{path} does not exist")]
+    #[error("{} does not exist", shown(.path))]
     NotFound {
         /// The path inside the tree.
         path: TreePath,
     },
     /// Wrong kind of entry, for example a file where a directory is needed.
-    #[error("{path} is not {wanted}")]
+    #[error("{} is not {wanted}", shown(.path))]
     WrongKind {
         /// The path inside the tree.
         path: TreePath,
@@ -173,7 +182,7 @@ pub enum TreeError {
         wanted: &'static str,
     },
     /// The disk or the repository failed.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {}: {source}", shown(.path))]
     Io {
         /// The path inside the tree.
         path: TreePath,
@@ -207,6 +216,13 @@ pub trait Tree: Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_does_not_repeat_an_endless_path() {
+        let path = TreePath::from(format!("{}a", "a/".repeat(1500)).as_str());
+        let text = TreeError::NotFound { path }.to_string();
+        assert!(text.len() < 250 && text.ends_with(".. does not exist"), "{text}");
+    }
 
     #[test]
     fn paths_are_clamped() {
