@@ -5,7 +5,7 @@
 pub const CODES: &[(&str, &str)] = &[
     (
         "D0001",
-        "A bound was reached: the file or one line of it is longer than is read. Move long scripts and data into files that the Dockerfile copies.",
+        "A bound was reached: the file or one line of it is longer than is read, or it has more instructions or stages than are planned. Move long scripts and data into files that the Dockerfile copies.",
     ),
     (
         "D0002",

@@ -11,6 +11,10 @@ use keelway_model::{Diagnostic, Diagnostics, Span};
 pub const MAX_LINE: usize = 65_535;
 /// Largest Dockerfile, in bytes.
 pub const MAX_FILE: usize = 4 << 20;
+/// Most instructions of a Dockerfile, and of what one target needs of it.
+pub const MAX_INSTRUCTIONS: usize = 10_000;
+/// Most stages of a Dockerfile.
+pub const MAX_STAGES: usize = 1_000;
 /// Most errors that are reported.
 pub const MAX_ERRORS: usize = 50;
 

@@ -4,10 +4,10 @@
 //! ([`crate::typed`]), instructions become stages. An error of one line does not hide those of others.
 
 use crate::ast::{Dockerfile, Instruction, Kind, Stage, Word};
-use crate::lexer::{self, Line, MAX_ERRORS};
+use crate::lexer::{self, Line, MAX_ERRORS, MAX_INSTRUCTIONS, MAX_STAGES};
 use crate::typed;
 use crate::words::{self, Json, Piece};
-use keelway_model::{Diagnostic, Diagnostics, SourceText, Span};
+use keelway_model::{Diagnostic, Diagnostics, Severity, SourceText, Span};
 use std::ops::Range;
 
 /// Parses a Dockerfile. Warnings are in the result; errors come all at once (at most [`MAX_ERRORS`]).
@@ -16,11 +16,25 @@ pub fn parse(source: &SourceText) -> Result<Dockerfile, Diagnostics> {
     let (head, lines) = lexer::lex(&source.name, &source.text, &mut found);
     let mut parser =
         Parser { file: &source.name, escape: head.escape, globals: Vec::new(), stages: Vec::new(), found };
-    for line in &lines {
-        if parser.found.items.len() >= MAX_ERRORS && parser.found.has_errors() {
-            break;
+    for (number, line) in lines.iter().enumerate() {
+        if parser.found.items.len() >= MAX_ERRORS {
+            if parser.found.has_errors() {
+                break;
+            }
+            // As many warnings are enough, too.
+            parser.found.items.truncate(MAX_ERRORS);
         }
         parser.line(line);
+        let over = if number >= MAX_INSTRUCTIONS {
+            Some(("instructions", MAX_INSTRUCTIONS))
+        } else {
+            (parser.stages.len() > MAX_STAGES).then_some(("stages", MAX_STAGES))
+        };
+        if let Some((what, most)) = over {
+            let message = format!("the Dockerfile has more than {most} {what}, which are all it may have");
+            parser.found.push(Diagnostic::error("D0001", &source.name, line.span, message));
+            break;
+        }
     }
     let Parser { globals, stages, mut found, .. } = parser;
     if lines.is_empty() && !found.has_errors() {
@@ -38,9 +52,14 @@ pub fn parse(source: &SourceText) -> Result<Dockerfile, Diagnostics> {
         );
     }
     if found.has_errors() {
-        found.items.truncate(MAX_ERRORS);
+        if found.items.len() > MAX_ERRORS {
+            // Warnings must not push an error out.
+            found.items.retain(|d| d.severity == Severity::Error);
+            found.items.truncate(MAX_ERRORS);
+        }
         return Err(found);
     }
+    found.items.truncate(MAX_ERRORS);
     Ok(Dockerfile {
         source: source.clone(),
         escape: head.escape,

@@ -215,8 +215,14 @@ fn bounds() {
     good(&format!("FROM x\nRUN {long}"));
     assert!(bad(&format!("FROM x\nRUN {long}a")).contains("2:1: error[D0001]"));
     assert!(bad(&"#".repeat(MAX_FILE + 1)).contains("D0001"));
-    let many = format!("FROM x\n{}", "RUN true\n".repeat(100_000));
-    assert_eq!(good(&many).stages[0].instructions.len(), 100_000);
+    let many = format!("FROM x\n{}", "RUN true\n".repeat(MAX_INSTRUCTIONS - 1));
+    assert_eq!(good(&many).stages[0].instructions.len(), MAX_INSTRUCTIONS - 1);
+    assert!(bad(&format!("{many}RUN true\n")).contains("10001:1: error[D0001]"));
+    assert!(bad(&"FROM x\n".repeat(MAX_STAGES + 1)).contains("1001:1: error[D0001]"));
+    // Warnings are bounded too, and push no error out.
+    let warned = "ENV a b\n".repeat(2 * MAX_ERRORS);
+    assert_eq!(good(&format!("FROM x\n{warned}")).warnings.items.len(), MAX_ERRORS);
+    assert!(bad(&format!("FROM x\n{warned}NOPE\n")).contains("D0003"));
     let wrong = format!("FROM x\n{}", "NOPE\n".repeat(100_000));
     assert_eq!(read(&wrong).unwrap_err().items.len(), MAX_ERRORS);
     good(&format!("FROM x\nENV a={}{}", "${A:-".repeat(10_000), "}".repeat(10_000)));
