@@ -5,11 +5,14 @@
 //! and may reach further stages and images: so what a build needs is a walk that is repeated whenever
 //! another base is pinned.
 
-use keelway_dockerfile::{Dockerfile, Instruction, Kind, Stage, Word, expand, parse_trigger};
+use keelway_dockerfile::{
+    Dockerfile, Instruction, Kind, MAX_ERRORS, MAX_INSTRUCTIONS, Stage, Word, expand, parse_trigger,
+};
 use keelway_model::oci::{Descriptor, ImageConfig};
 use keelway_model::{Diagnostic, Diagnostics, ImageRef, Limits, Plan, Platform, SourceText, Span};
 use std::collections::{BTreeMap, BTreeSet};
 
+mod budget;
 mod metadata;
 mod refuse;
 mod scope;
@@ -18,6 +21,9 @@ mod stage;
 mod tests;
 
 use scope::Globals;
+
+/// Most triggers (`ONBUILD`) of one image.
+const MAX_TRIGGERS: usize = 1_000;
 
 /// What the command line or the stage says about a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +132,7 @@ impl Build {
         let mut found = Diagnostics::of(self.dockerfile.source.clone());
         let mut reached = Reached::default();
         let mut wanted = BTreeSet::from([self.target]);
+        let mut count = 0;
         while let Some(index) = wanted.pop_last() {
             let stage = &self.dockerfile.stages[index];
             let from = match self.base_of(index, stage) {
@@ -141,6 +148,15 @@ impl Build {
                 instruction: i.clone(),
             };
             instructions.extend(stage.instructions.iter().map(own));
+            // The file alone is within the bound: what the triggers of its bases add counts too.
+            count += instructions.len();
+            if count > MAX_INSTRUCTIONS {
+                let message = format!(
+                    "with the triggers (ONBUILD) of its bases, the target needs more than {MAX_INSTRUCTIONS} instructions"
+                );
+                found.push(Diagnostic::error("D0204", &self.dockerfile.source.name, stage.span, message));
+                break;
+            }
             match &from {
                 From::Scratch => {}
                 From::Stage(below) => _ = wanted.insert(*below),
@@ -158,7 +174,11 @@ impl Build {
             }
             reached.stages.insert(index, (from, instructions));
         }
-        if found.has_errors() { Err(found) } else { Ok(reached) }
+        if found.has_errors() {
+            found.items.truncate(MAX_ERRORS);
+            return Err(found);
+        }
+        Ok(reached)
     }
 
     /// What `FROM` names.
@@ -251,6 +271,16 @@ impl Build {
             From::Image(image) => {
                 let texts = pinned.get(image).map(|p| &p.config.config.on_build[..]).unwrap_or_default();
                 let mut out = Vec::new();
+                if texts.len() > MAX_TRIGGERS {
+                    let message = format!("the image {image} has more than {MAX_TRIGGERS} triggers (ONBUILD)");
+                    found.push(Diagnostic::error(
+                        "D0204",
+                        &self.dockerfile.source.name,
+                        Span::default(),
+                        message,
+                    ));
+                    return out;
+                }
                 for (i, text) in texts.iter().enumerate() {
                     let source = SourceText::new(format!("ONBUILD {} of {image}", i + 1), text.clone());
                     let file = source.name.clone();

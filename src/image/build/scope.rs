@@ -1,6 +1,7 @@
 //! Build arguments: the global scope, and what is predefined.
 
 use super::BuildOptions;
+use super::budget::Budget;
 use keelway_dockerfile::{Dockerfile, Kind, expand};
 use keelway_model::{Diagnostic, Diagnostics, Platform};
 use std::collections::BTreeMap;
@@ -42,23 +43,28 @@ impl Globals {
                 value.clone_from(given);
             }
         }
+        let budget = Budget::new();
         for instruction in &file.globals {
             let Kind::Arg(arguments) = &instruction.kind else { continue };
+            if budget.is_used_up() {
+                break;
+            }
             for argument in arguments {
                 let value = match (options.args.get(&argument.name.text), &argument.default) {
                     (Some(given), _) => Ok(Some(given.clone())),
                     (None, Some(default)) => expand(&default.text, &values, file.escape).map(Some),
                     (None, None) => Ok(None),
                 };
+                let value = value.map_err(|e| e.to_string()).and_then(|v| {
+                    budget.charge(v.as_ref().map_or(0, String::len)).map_err(|e| e.to_string())?;
+                    Ok(v)
+                });
                 match value {
                     Ok(Some(value)) => _ = values.insert(argument.name.text.clone(), value),
                     Ok(None) => {}
-                    Err(e) => found.push(Diagnostic::error(
-                        "D0204",
-                        &file.source.name,
-                        argument.name.span,
-                        e.to_string(),
-                    )),
+                    Err(e) => {
+                        found.push(Diagnostic::error("D0204", &file.source.name, argument.name.span, e))
+                    }
                 }
             }
         }

@@ -4,17 +4,20 @@
 //! of steps holds ENV and visible ARG values; only ENV goes into the image's config. History is worded as
 //! BuildKit words it, without its `# buildkit` mark.
 
+use super::budget::{Budget, UsedUp, Vars};
 use super::metadata::{is_signal, ports};
 use super::scope::is_proxy;
 use super::{Bases, Build, From, Located, Reached};
 use crate::user;
-use keelway_dockerfile::{Argument, Command, Health, Kind, Word, expand, expand_words};
+use keelway_dockerfile::{Argument, Command, Health, Kind, MAX_ERRORS, Word, expand, expand_words};
 use keelway_model::oci::{Descriptor, Healthcheck, History, ImageConfig};
 use keelway_model::plan::{AssembleOp, BaseOp, Unpack, UserSpec};
 use keelway_model::{Diagnostic, Diagnostics, Digest, Hasher, ImageRef, NodeId, Op, Plan};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 mod steps;
+#[cfg(test)]
+mod tests;
 
 /// PATH of steps whose image sets none, and of images from scratch.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -30,11 +33,23 @@ pub(super) fn lower(build: &Build, pinned: &Bases, reached: &Reached) -> Result<
         found: Diagnostics::of(build.dockerfile.source.clone()),
         bases: BTreeMap::new(),
         done: BTreeMap::new(),
+        chains: BTreeMap::new(),
+        users: BTreeMap::from([(build.target, 1)]),
+        budget: Budget::new(),
     };
+    for (from, _) in reached.stages.values() {
+        if let From::Stage(below) = from {
+            *lower.users.entry(*below).or_default() += 1;
+        }
+    }
     for (&index, (from, instructions)) in &reached.stages {
         lower.stage(index, from, instructions);
+        if lower.budget.is_used_up() {
+            break;
+        }
     }
-    let Lower { mut plan, found, mut done, .. } = lower;
+    let Lower { mut plan, mut found, mut done, .. } = lower;
+    found.items.truncate(MAX_ERRORS);
     match done.remove(&build.target) {
         Some(end) if !found.has_errors() => {
             let op = AssembleOp { config: Box::new(end.config), base: end.root, history: end.history };
@@ -51,14 +66,18 @@ pub(super) fn lower(build: &Build, pinned: &Bases, reached: &Reached) -> Result<
 struct State {
     config: ImageConfig,
     /// What steps see: ENV and ARG, in order of first appearance.
-    env: Vec<(String, String)>,
+    env: Vars,
+    /// Where in the config's list the variables are.
+    config_env: HashMap<String, usize>,
     /// Declared arguments, for the history of RUN.
-    args: Vec<(String, String)>,
+    args: Vars,
     chain: NodeId,
     root: Option<Descriptor>,
     history: Vec<History>,
     /// Whether this stage has set CMD.
     cmd_set: bool,
+    /// What a copy of this takes, in bytes.
+    size: usize,
 }
 
 struct Lower<'a> {
@@ -67,7 +86,13 @@ struct Lower<'a> {
     plan: Plan,
     found: Diagnostics,
     bases: BTreeMap<Option<ImageRef>, NodeId>,
+    /// Stages that another still stands on.
     done: BTreeMap<usize, State>,
+    /// The ends of all stages, to copy from.
+    chains: BTreeMap<usize, NodeId>,
+    /// How many stages still have to stand on one; the result counts as one.
+    users: BTreeMap<usize, usize>,
+    budget: Budget,
 }
 
 /// One instruction on its way: what names it, for people and across builds.
@@ -103,10 +128,16 @@ impl Lower<'_> {
             None => String::new(),
         };
         let mut state = match from {
-            From::Stage(below) => {
-                let Some(state) = self.done.get(below) else { return };
-                State { cmd_set: false, ..state.clone() }
-            }
+            From::Stage(below) => match self.take(*below) {
+                Ok(Some(state)) => State { cmd_set: false, ..state },
+                Ok(None) => return,
+                Err(e) => {
+                    let stage = &stages[index];
+                    let file = &self.build.dockerfile.source.name;
+                    self.found.push(Diagnostic::error("D0204", file, stage.span, e.to_string()));
+                    return;
+                }
+            },
             From::Scratch => self.base(None, format!("[{label}1/{total}] FROM scratch")),
             From::Image(image) => self.base(Some(image), format!("[{label}1/{total}] FROM {image}")),
         };
@@ -118,9 +149,28 @@ impl Lower<'_> {
             let step = Step { located, stage: index, position, name };
             if let Err(d) = self.instruction(&mut state, &step) {
                 self.found.push(*d);
+                if self.budget.is_used_up() {
+                    break;
+                }
             }
         }
-        self.done.insert(index, state);
+        self.chains.insert(index, state.chain);
+        if self.users.contains_key(&index) {
+            self.done.insert(index, state);
+        }
+    }
+
+    /// The state of a stage for another that stands on it: the last one gets it without a copy. `None` where
+    /// it could not be planned, which was reported.
+    fn take(&mut self, below: usize) -> Result<Option<State>, UsedUp> {
+        let users = self.users.entry(below).or_default();
+        *users = users.saturating_sub(1);
+        if *users == 0 {
+            return Ok(self.done.remove(&below));
+        }
+        let Some(state) = self.done.get(&below) else { return Ok(None) };
+        self.budget.charge(state.size)?;
+        Ok(Some(state.clone()))
     }
 
     /// The state right after `FROM` an image or scratch.
@@ -143,11 +193,24 @@ impl Lower<'_> {
                 (config, None)
             }
         };
-        let pair = |e: &String| {
-            e.split_once('=').map_or((e.clone(), String::new()), |(k, v)| (k.to_owned(), v.to_owned()))
+        let mut state = State {
+            env: Vars::default(),
+            config_env: HashMap::new(),
+            args: Vars::default(),
+            chain,
+            root,
+            history: Vec::new(),
+            cmd_set: false,
+            size: 0,
+            config,
         };
-        let env = config.config.env.iter().map(pair).collect();
-        State { config, env, args: Vec::new(), chain, root, history: Vec::new(), cmd_set: false }
+        for (i, entry) in state.config.config.env.iter().enumerate() {
+            let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+            state.env.set(name, value);
+            state.config_env.entry(name.to_owned()).or_insert(i);
+            state.size += 2 * entry.len();
+        }
+        state
     }
 
     /// The node of an image's layers; one for all who use it.
@@ -189,8 +252,30 @@ impl Lower<'_> {
     }
 
     fn value(&self, state: &State, step: &Step<'_>, word: &Word) -> Planned<String> {
-        expand(&word.text, &state.env, self.build.dockerfile.escape)
-            .map_err(|e| step.error("D0204", word, e.to_string()))
+        let value = expand(&word.text, &state.env, self.build.dockerfile.escape)
+            .map_err(|e| step.error("D0204", word, e.to_string()))?;
+        self.charge(step, value.len())?;
+        Ok(value)
+    }
+
+    fn charge(&self, step: &Step<'_>, bytes: usize) -> Planned<()> {
+        let span = step.located.instruction.span;
+        self.budget.charge(bytes).map_err(|e| Box::new(step.located.error("D0204", span, e.to_string())))
+    }
+
+    /// Puts a line into the history.
+    fn record(&self, state: &mut State, step: &Step<'_>, created_by: String, layer: Layer) -> Planned<()> {
+        self.charge(step, created_by.len())?;
+        // What an instruction sets is no longer than what its line says.
+        state.size += 2 * created_by.len() + 64;
+        state.history.push(History {
+            created: None,
+            created_by: Some(created_by),
+            author: None,
+            comment: Some("keelway".to_owned()),
+            empty_layer: layer == Layer::None,
+        });
+        Ok(())
     }
 
     fn instruction(&mut self, state: &mut State, step: &Step<'_>) -> Planned<()> {
@@ -209,10 +294,9 @@ impl Lower<'_> {
         }
         let created_by = match kind {
             Kind::Env(pairs) => {
-                let frozen = state.clone();
-                let mut said = Vec::new();
+                let mut values = Vec::with_capacity(pairs.len());
                 for (name, value) in pairs {
-                    let (key, text) = (self.value(&frozen, step, name)?, self.value(&frozen, step, value)?);
+                    let (key, text) = (self.value(state, step, name)?, self.value(state, step, value)?);
                     if key.is_empty() || key.contains(['=', '\0']) {
                         return Err(step.error(
                             "D0204",
@@ -220,12 +304,20 @@ impl Lower<'_> {
                             format!("{key:?} cannot be the name of a variable"),
                         ));
                     }
-                    set(&mut state.env, &key, &text);
+                    values.push((key, text));
+                }
+                // Only now: no value sees another of the same instruction.
+                let mut said = Vec::with_capacity(values.len());
+                for (key, text) in values {
+                    state.env.set(&key, &text);
                     let entry = format!("{key}={text}");
                     let env = &mut state.config.config.env;
-                    match env.iter_mut().find(|e| e.split_once('=').map_or(e.as_str(), |(k, _)| k) == key) {
+                    match state.config_env.get(&key).and_then(|i| env.get_mut(*i)) {
                         Some(old) => old.clone_from(&entry),
-                        None => env.push(entry.clone()),
+                        None => {
+                            state.config_env.insert(key, env.len());
+                            env.push(entry.clone());
+                        }
                     }
                     said.push(entry);
                 }
@@ -246,7 +338,9 @@ impl Lower<'_> {
                     let several = expand_words(&word.text, &state.env, self.build.dockerfile.escape)
                         .map_err(|e| step.error("D0204", word, e.to_string()))?;
                     for port in several {
-                        said.extend(ports(&port).map_err(|e| step.error("D0206", word, e))?);
+                        let several = ports(&port).map_err(|e| step.error("D0206", word, e))?;
+                        self.charge(step, several.iter().map(|p| p.len() + 16).sum())?;
+                        said.extend(several);
                     }
                 }
                 state.config.config.exposed_ports.extend(said.iter().map(|p| (p.clone(), BTreeMap::new())));
@@ -314,8 +408,7 @@ impl Lower<'_> {
             }
             Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_) | Kind::Arg(_) => return Ok(()),
         };
-        record(state, created_by, Layer::None);
-        Ok(())
+        self.record(state, step, created_by, Layer::None)
     }
 
     fn arguments(&mut self, state: &mut State, step: &Step<'_>, arguments: &[Argument]) -> Planned<()> {
@@ -332,12 +425,11 @@ impl Lower<'_> {
             };
             said.push(value.as_ref().map_or_else(|| name.clone(), |v| format!("{name}={v}")));
             if let Some(value) = value {
-                set(&mut state.env, &name, &value);
-                set(&mut state.args, &name, &value);
+                state.env.set(&name, &value);
+                state.args.set(&name, &value);
             }
         }
-        record(state, format!("ARG {}", said.join(" ")), Layer::None);
-        Ok(())
+        self.record(state, step, format!("ARG {}", said.join(" ")), Layer::None)
     }
 }
 
@@ -375,24 +467,6 @@ fn healthcheck(health: &Health) -> Healthcheck {
 enum Layer {
     One,
     None,
-}
-
-fn record(state: &mut State, created_by: String, layer: Layer) {
-    state.history.push(History {
-        created: None,
-        created_by: Some(created_by),
-        author: None,
-        comment: Some("keelway".to_owned()),
-        empty_layer: layer == Layer::None,
-    });
-}
-
-/// Sets a variable where it stands, or at the end.
-fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
-    match env.iter_mut().find(|(k, _)| k == name) {
-        Some((_, old)) => value.clone_into(old),
-        None => env.push((name.to_owned(), value.to_owned())),
-    }
 }
 
 /// `path` against the working directory, cleaned; always absolute.

@@ -1,6 +1,6 @@
 //! The instructions that make layers: `RUN`, `COPY`, `ADD`, `WORKDIR`.
 
-use super::{DEFAULT_PATH, From, Layer, Lower, Planned, SCRIPTS, State, Step, absolute, argv, record};
+use super::{DEFAULT_PATH, From, Layer, Lower, Planned, SCRIPTS, State, Step, absolute, argv};
 use crate::build::refuse::is_address;
 use crate::build::scope::is_proxy;
 use crate::user;
@@ -19,14 +19,13 @@ impl Lower<'_> {
         state.config.config.working_dir = Some(path.clone());
         let created_by = format!("WORKDIR {path}");
         if path == "/" {
-            record(state, created_by, Layer::None);
-            return Ok(());
+            return self.record(state, step, created_by, Layer::None);
         }
+        self.charge(step, path.len())?;
         let user = UserSpec(state.config.config.user.clone().unwrap_or_default());
         let op = MkdirOp { path, user, identity: self.identity(step, 0) };
         state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Mkdir(op));
-        record(state, created_by, Layer::One);
-        Ok(())
+        self.record(state, step, created_by, Layer::One)
     }
 
     pub(super) fn run(&mut self, state: &mut State, step: &Step<'_>, run: &Run) -> Planned<()> {
@@ -57,7 +56,10 @@ impl Lower<'_> {
             }
         };
         let argv = argv(state, &command);
-        let mut env = state.env.clone();
+        let config = &state.config.config;
+        let more = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.charge(step, state.env.size() + more(&config.working_dir) + more(&config.user))?;
+        let mut env = state.env.pairs().to_vec();
         if !env.iter().any(|(k, _)| k == "PATH") {
             env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
         }
@@ -66,7 +68,7 @@ impl Lower<'_> {
             _ => Network::Host,
         };
         let said = argv.join(" ");
-        let declared: Vec<String> = state.args.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let declared: Vec<String> = state.args.pairs().iter().map(|(k, v)| format!("{k}={v}")).collect();
         let created_by = match &declared[..] {
             [] => format!("RUN {said}"),
             some => format!("RUN |{} {} {said}", some.len(), some.join(" ")),
@@ -89,8 +91,7 @@ impl Lower<'_> {
             identity: self.identity(step, 0),
         };
         state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Exec(op));
-        record(state, created_by, Layer::One);
-        Ok(())
+        self.record(state, step, created_by, Layer::One)
     }
 
     /// Proxy variables that the step gets without having declared them.
@@ -134,6 +135,7 @@ impl Lower<'_> {
             let message = format!("{name} of more than one source needs a destination that ends in /");
             return Err(step.error("D0206", &t.dest, message));
         }
+        self.charge(step, dest.len())?;
         let chown = match &t.chown {
             Some(word) => {
                 let spec = UserSpec(self.value(state, step, word)?);
@@ -154,8 +156,8 @@ impl Lower<'_> {
                 let source =
                     self.build.source_of(step.stage, word).map_err(|e| step.error("D0203", word, e))?;
                 Some(match &source {
-                    From::Stage(index) => match self.done.get(index) {
-                        Some(other) => other.chain,
+                    From::Stage(index) => match self.chains.get(index) {
+                        Some(chain) => *chain,
                         // Its own errors were reported where it stands.
                         None => return Ok(()),
                     },
@@ -180,7 +182,7 @@ impl Lower<'_> {
             let needs = [state.chain].into_iter().chain(from).collect();
             let op = op(sources, origin, unpack, self.identity(step, 0));
             state.chain = self.plan.add(step.name.clone(), needs, Op::Copy(op));
-            record(state, created_by, Layer::One);
+            self.record(state, step, created_by, Layer::One)?;
         }
         if !t.contents.is_empty() {
             let mut files = Vec::new();
@@ -193,13 +195,14 @@ impl Lower<'_> {
                 } else {
                     body
                 };
+                self.charge(step, body.len())?;
                 files.push((h.name.clone(), body));
             }
             let names: Vec<String> = files.iter().map(|(n, _)| format!("<<{n}")).collect();
             let created_by = said(&names);
             let op = op(Vec::new(), CopyFrom::Inline(files), Unpack::Never, self.identity(step, 1));
             state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Copy(op));
-            record(state, created_by, Layer::One);
+            self.record(state, step, created_by, Layer::One)?;
         }
         Ok(())
     }
