@@ -181,6 +181,14 @@ pub enum TreeError {
         /// `a directory`, `a regular file`, ..
         wanted: &'static str,
     },
+    /// More than is read of one tree.
+    #[error("{path}: {why}")]
+    Limit {
+        /// The path inside the tree.
+        path: TreePath,
+        /// Which bound.
+        why: String,
+    },
     /// The disk or the repository failed.
     #[error("cannot read {}: {source}", shown(.path))]
     Io {

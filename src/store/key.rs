@@ -55,6 +55,9 @@ const MAX_DEPTH: usize = 256;
 /// has no end (S10).
 const MAX_ENTRIES: u64 = if cfg!(test) { 20_000 } else { 2_000_000 };
 
+/// Most bytes that one key reads. A sparse file costs its maker nothing.
+const MAX_BYTES: u64 = 64 << 30;
+
 const RECORD: usize = 72;
 
 /// A table beyond this is begun anew. It is read whole: a quarter of a million records take 40 ms.
@@ -88,12 +91,12 @@ impl Store {
         now: Option<i64>,
     ) -> Result<Digest, TreeError> {
         let entry = tree.entry(path)?.ok_or_else(|| TreeError::NotFound { path: path.clone() })?;
-        let mut work =
-            Work { store: self, tree, rules, now, fresh: Vec::new(), buffer: vec![0; 128 << 10], entries: 0 };
+        let (fresh, buffer) = (HashMap::new(), vec![0; 128 << 10]);
+        let mut work = Work { store: self, tree, rules, now, fresh, buffer, entries: 0, bytes: 0 };
         let verdict = (rules.filter)(path, &entry);
         let digest = work.entry(path, &entry, verdict, 0)?;
         if !work.fresh.is_empty() {
-            let fresh = std::mem::take(&mut work.fresh);
+            let fresh: Vec<_> = work.fresh.drain().collect();
             if let Err(e) = self.memos().add(&fresh) {
                 tracing::debug!("content digests are not remembered: {e}");
             }
@@ -121,10 +124,13 @@ struct Work<'a> {
     rules: &'a KeyRules<'a>,
     /// When this began, by the clock that stamps files.
     now: Option<i64>,
-    fresh: Vec<(Digest, Digest)>,
+    /// What this walk has found out, for equal folders further on and for the next walk.
+    fresh: HashMap<Digest, Digest>,
     buffer: Vec<u8>,
     /// Looked at so far.
     entries: u64,
+    /// Read so far.
+    bytes: u64,
 }
 
 impl Work<'_> {
@@ -138,14 +144,15 @@ impl Work<'_> {
         if verdict == Verdict::Skip || (verdict == Verdict::OnlyBeneath && e.kind != TreeKind::Directory) {
             return Ok(None);
         }
+        let limit = |why: String| Err(TreeError::Limit { path: path.clone(), why });
         if depth > MAX_DEPTH {
-            let source = io::Error::other(format!("directories are nested more than {MAX_DEPTH} deep"));
-            return Err(TreeError::Io { path: path.clone(), source });
+            return limit(format!("directories are nested more than {MAX_DEPTH} deep"));
         }
         self.entries += 1;
         if self.entries > MAX_ENTRIES {
-            let source = io::Error::other(format!("there are more than {MAX_ENTRIES} files and directories"));
-            return Err(TreeError::Io { path: path.clone(), source });
+            return limit(format!(
+                "there are more than {MAX_ENTRIES} files and directories up to here: leave some out, for example by .dockerignore"
+            ));
         }
         let meta = self.meta(e);
         let mut memo = None;
@@ -153,7 +160,7 @@ impl Work<'_> {
             && let Some(named) = self.tree.memo(path)
         {
             let key = self.memo_key(&named, &meta);
-            if let Some(known) = self.store.memos().get(&key) {
+            if let Some(known) = self.known(&key) {
                 return Ok(Some(known));
             }
             memo = Some(key);
@@ -161,8 +168,8 @@ impl Work<'_> {
         let mut h = Hasher::new();
         h.field(b"keelway content").field(meta.as_bytes());
         match &e.kind {
-            TreeKind::File { .. } => {
-                h.field(self.bytes(path)?.as_bytes());
+            TreeKind::File { size } => {
+                h.field(self.bytes(path, *size)?.as_bytes());
             }
             TreeKind::Directory => {
                 let mut any = false;
@@ -185,9 +192,23 @@ impl Work<'_> {
         }
         let digest = h.finish();
         if let Some(key) = memo {
-            self.fresh.push((key, digest));
+            self.fresh.insert(key, digest);
         }
         Ok(Some(digest))
+    }
+
+    fn known(&self, key: &Digest) -> Option<Digest> {
+        self.fresh.get(key).copied().or_else(|| self.store.memos().get(key))
+    }
+
+    /// Before a file is read.
+    fn will_read(&mut self, path: &TreePath, size: u64) -> Result<(), TreeError> {
+        self.bytes = self.bytes.saturating_add(size);
+        if self.bytes > MAX_BYTES {
+            let why = format!("there are more than {} GiB of files up to here", MAX_BYTES >> 30);
+            return Err(TreeError::Limit { path: path.clone(), why });
+        }
+        Ok(())
     }
 
     /// Everything about an entry but its name and content.
@@ -230,21 +251,23 @@ impl Work<'_> {
         h.finish()
     }
 
-    fn bytes(&mut self, path: &TreePath) -> Result<Digest, TreeError> {
+    fn bytes(&mut self, path: &TreePath, size: u64) -> Result<Digest, TreeError> {
         let wrong = |source| TreeError::Io { path: path.clone(), source };
         let Some(mut file) = self.tree.open_file(path)? else {
+            self.will_read(path, size)?;
             let mut file = self.tree.open(path)?;
             return self.read(&mut *file).map_err(wrong);
         };
         let stamp = self.settled_stamp(&file).map_err(wrong)?;
         if let Some(stamp) = &stamp
-            && let Some(known) = self.store.memos().get(stamp)
+            && let Some(known) = self.known(stamp)
         {
             return Ok(known);
         }
+        self.will_read(path, size)?;
         let digest = self.read(&mut file).map_err(wrong)?;
         if let Some(stamp) = stamp {
-            self.fresh.push((stamp, digest));
+            self.fresh.insert(stamp, digest);
         }
         Ok(digest)
     }
