@@ -121,13 +121,6 @@ fn bare(host: &str) -> &str {
     host.rsplit('@').next().unwrap_or(host)
 }
 
-impl ConnectError {
-    /// Whether trying again later may help by itself.
-    pub const fn may_pass(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
-    }
-}
-
 /// A way to one host.
 #[async_trait]
 pub trait HostLink: Send + Sync {

@@ -32,7 +32,6 @@ use crate::protocol::{
 use keelway_model::ExitCode;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 use world::{Spot, World};
 
@@ -318,12 +317,6 @@ impl Machine {
         match news {
             LeaseNews::Renewed => self.lease_at = Some(at),
             LeaseNews::Lost(who) => self.lost = Some(who),
-        }
-    }
-    /// A host's address, after it was connected to again.
-    pub fn set_address(&mut self, host: usize, address: Option<IpAddr>) {
-        if let (Some(view), Some(address)) = (self.world.hosts.get_mut(host), address) {
-            view.address = Some(address);
         }
     }
 

@@ -52,13 +52,12 @@ pub fn spawn(verb: &str, args: Vec<OsString>, diary: &Path) -> io::Result<()> {
 }
 
 fn open_diary(path: &Path) -> io::Result<File> {
-    let open = |truncate| {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).mode(0o600);
-        if truncate { options.truncate(true) } else { options.append(true) }.open(path)
-    };
-    let file = open(false)?;
-    if file.metadata()?.len() > MAX_DIARY { open(true) } else { Ok(file) }
+    // Always appending: living processes share the file, and none may write at an offset of its own.
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    if file.metadata()?.len() > MAX_DIARY {
+        file.set_len(0)?;
+    }
+    Ok(file)
 }
 
 /// Names the binary that a process runs: device and inode.
