@@ -1,12 +1,14 @@
 //! Images from an OCI layout directory into the store.
 //!
 //! A layout is hostile: nothing in it is followed out of it, every blob is read up to a bound and checked
-//! against digest and size before it is visible, and the reference is set last.
+//! against digest and size before it is visible, documents are held to what a registry's are held to, layers
+//! are unpacked and hashed, and the reference is set last.
 
 use keelway_disk::Root;
+use keelway_model::document::{self, Document};
 use keelway_model::oci::{Descriptor, ImageConfig, Index, Manifest, media};
 use keelway_model::{Digest, ImageRef, Platform};
-use keelway_store::{CommitError, Store, StoreError};
+use keelway_store::{CommitError, Store, StoreError, UnpackError};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -48,9 +50,33 @@ pub enum ImportError {
         #[source]
         source: CommitError,
     },
+    /// A layer is not sound, or not the one that the config promises.
+    #[error(transparent)]
+    Layer(UnpackError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl ImportError {
+    /// Whether the layout is wrong, and not the disk or the store.
+    pub fn is_its_fault(&self) -> bool {
+        match self {
+            Self::Layout { .. } => true,
+            Self::Blob { source, .. } => !matches!(source, CommitError::Store(_)),
+            Self::Layer(e) => !matches!(e, UnpackError::Store(_)),
+            Self::Read { .. } | Self::Store(_) => false,
+        }
+    }
+}
+
+impl From<UnpackError> for ImportError {
+    fn from(e: UnpackError) -> Self {
+        match e {
+            UnpackError::Store(e) => Self::Store(e),
+            e => Self::Layer(e),
+        }
+    }
 }
 
 /// Takes an image of the layout at `dir` into the store and names it `name`; returns its manifest. `select` is
@@ -69,7 +95,7 @@ pub fn oci_layout(
         source,
     })?;
     let layout = Layout { root, dir, store };
-    let index: Index = layout.json("index.json", &layout.read("index.json", MAX_JSON)?)?;
+    let index = layout.index(&layout.read("index.json", MAX_JSON)?, None)?;
     let candidates: Vec<Descriptor> = match select {
         None => index.manifests,
         Some(wanted) => index
@@ -98,7 +124,7 @@ pub fn oci_layout(
             )));
         }
     };
-    let document: Manifest = layout.json("a manifest", &store.read_blob(&manifest.digest, MAX_JSON)?)?;
+    let document = layout.manifest(&manifest)?;
     layout.blob(&document.config, MAX_JSON)?;
     let config: ImageConfig =
         layout.json("a config", &store.read_blob(&document.config.digest, MAX_JSON)?)?;
@@ -108,8 +134,9 @@ pub fn oci_layout(
     if config.rootfs.diff_ids.len() != document.layers.len() {
         return Err(layout.wrong("layers and diff ids of the image differ in number".to_owned()));
     }
-    for layer in &document.layers {
+    for (layer, diff_id) in document.layers.iter().zip(&config.rootfs.diff_ids) {
         layout.blob(layer, MAX_LAYER)?;
+        store.unpack_verified(layer, diff_id)?;
     }
     store.set_reference(name, &manifest)?;
     Ok(manifest)
@@ -142,14 +169,45 @@ impl Layout<'_> {
         serde_json::from_slice(bytes).map_err(|e| self.wrong(format!("{what} is malformed: {e}")))
     }
 
+    fn index(&self, bytes: &[u8], announced: Option<&str>) -> Result<Index, ImportError> {
+        let named = |e: document::DocumentError| match announced {
+            None => self.wrong(format!("index.json: {e}")),
+            Some(_) => self.wrong(e.to_string()),
+        };
+        match document::read(bytes, announced).map_err(named)? {
+            (Document::Index(index), _) => Ok(index),
+            (Document::Manifest(_), _) => Err(self.wrong("its index is the manifest of an image".to_owned())),
+        }
+    }
+
+    /// A manifest whose blob is in the store.
+    fn manifest(&self, descriptor: &Descriptor) -> Result<Manifest, ImportError> {
+        let bytes = self.store.read_blob(&descriptor.digest, MAX_JSON)?;
+        let read =
+            document::read(&bytes, Some(&descriptor.media_type)).map_err(|e| self.wrong(e.to_string()));
+        let (Document::Manifest(manifest), _) = read? else {
+            return Err(
+                self.wrong(format!("{} is an index, not the manifest of an image", descriptor.digest))
+            );
+        };
+        match manifest.layers.iter().find(|l| document::is_foreign(l)) {
+            Some(layer) => Err(self.wrong(format!("the layer {} is kept elsewhere (foreign)", layer.digest))),
+            None => Ok(*manifest),
+        }
+    }
+
     /// Takes a blob into the store, checked.
     fn blob(&self, descriptor: &Descriptor, max: u64) -> Result<(), ImportError> {
         let Descriptor { digest, size, .. } = descriptor;
         if *size > max {
             return Err(self.wrong(format!("{digest} has {size} bytes; at most {max} are taken")));
         }
-        if self.store.has_blob(digest) {
-            return Ok(());
+        if let Some(have) = self.store.blob_size(digest) {
+            return if have == *size {
+                Ok(())
+            } else {
+                Err(self.wrong(format!("{digest} has {have} bytes, its descriptor says {size}")))
+            };
         }
         let file =
             self.root.open_file(blob_path(digest).as_bytes()).map_err(self.failed(digest.to_string()))?;
@@ -180,8 +238,8 @@ impl Layout<'_> {
             }
             if media::is_index(&candidate.media_type) {
                 self.blob(&candidate, MAX_JSON)?;
-                let inner: Index =
-                    self.json("an index", &self.store.read_blob(&candidate.digest, MAX_JSON)?)?;
+                let bytes = self.store.read_blob(&candidate.digest, MAX_JSON)?;
+                let inner = self.index(&bytes, Some(&candidate.media_type))?;
                 self.manifests(inner.manifests, platform, depth + 1, found)?;
             } else if media::is_manifest(&candidate.media_type) {
                 self.blob(&candidate, MAX_JSON)?;

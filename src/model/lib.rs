@@ -11,6 +11,7 @@ pub mod cache;
 pub mod clock;
 pub mod diagnostic;
 pub mod digest;
+pub mod document;
 pub mod event;
 pub mod exit;
 pub mod ids;

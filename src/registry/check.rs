@@ -1,10 +1,10 @@
 //! Whether a registry's documents are what they say: pure, and driven by hostile bytes in tests.
 
 use crate::error::{Problem, cleaned};
+pub(crate) use keelway_model::document::Document;
+use keelway_model::document::is_foreign;
 use keelway_model::oci::{Descriptor, ImageConfig, Index, Manifest, media};
 use keelway_model::{Digest, Platform};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 /// The largest manifest or index, in bytes.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
@@ -14,67 +14,15 @@ pub(crate) const MAX_CONFIG: u64 = 8 << 20;
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
-/// A document that was checked.
-#[derive(Debug)]
-pub(crate) enum Document {
-    Manifest(Box<Manifest>),
-    Index(Index),
-}
-
-/// The fields that tell documents apart. Deriving refuses each of them when it is there twice.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Shape {
-    schema_version: Option<u32>,
-    media_type: Option<String>,
-    manifests: Option<IgnoredAny>,
-    layers: Option<IgnoredAny>,
-    config: Option<IgnoredAny>,
-    fs_layers: Option<IgnoredAny>,
-}
-
 fn bad(document: &'static str, why: impl Into<String>) -> Problem {
     Problem::BadDocument { document, why: why.into() }
 }
 
-/// Reads a manifest or index. `content_type` is what the registry says it is, where there was an answer;
-/// it must agree with the document (CVE-2021-41190: one text must not be two things).
+/// Reads a manifest or index. `content_type` is what the registry says it is, where there was an answer.
 pub(crate) fn document(bytes: &[u8], content_type: Option<&str>) -> Result<(Document, String), Problem> {
-    let shape: Shape = serde_json::from_slice(bytes)
-        .map_err(|e| bad("manifest", format!("is not the JSON of one ({e})")))?;
-    if shape.schema_version == Some(1) || shape.fs_layers.is_some() {
-        return Err(bad("manifest", "is of the old schema 1, which cannot be verified"));
-    }
-    if shape.schema_version != Some(2) {
-        return Err(bad("manifest", "has no schemaVersion 2"));
-    }
-    let index = shape.manifests.is_some();
-    if index && (shape.layers.is_some() || shape.config.is_some()) {
-        return Err(bad("manifest", "claims to be an index and an image at once"));
-    }
-    let given = content_type.map(|t| t.split(';').next().unwrap_or("").trim().to_owned());
-    if let (Some(given), Some(own)) = (&given, &shape.media_type)
-        && given != own
-    {
-        let (given, own) = (cleaned(given), cleaned(own));
-        return Err(bad("manifest", format!("calls itself {own:?}, the registry calls it {given:?}")));
-    }
-    let default = if index { media::INDEX } else { media::MANIFEST };
-    let kind = given.or(shape.media_type).unwrap_or_else(|| default.to_owned());
-    let fits = if index { media::is_index(&kind) } else { media::is_manifest(&kind) };
-    if !fits {
-        return Err(bad(
-            "manifest",
-            format!("is of the type {:?}, which is not that of its content", cleaned(&kind)),
-        ));
-    }
-    let document = if index {
-        Document::Index(
-            serde_json::from_slice(bytes).map_err(|e| bad("index", format!("is malformed ({e})")))?,
-        )
-    } else {
-        let m: Manifest =
-            serde_json::from_slice(bytes).map_err(|e| bad("manifest", format!("is malformed ({e})")))?;
+    let (document, kind) =
+        keelway_model::document::read(bytes, content_type).map_err(|e| bad(e.document, cleaned(&e.why)))?;
+    if let Document::Manifest(m) = &document {
         if m.config.size > MAX_CONFIG {
             return Err(bad(
                 "config",
@@ -82,8 +30,7 @@ pub(crate) fn document(bytes: &[u8], content_type: Option<&str>) -> Result<(Docu
             ));
         }
         no_foreign(&m.layers)?;
-        Document::Manifest(Box::new(m))
-    };
+    }
     Ok((document, kind))
 }
 
@@ -135,12 +82,7 @@ pub(crate) fn same_layers(manifest: &Manifest, config: &ImageConfig) -> Result<(
 
 /// Refuses layers that the registry does not hold itself.
 pub(crate) fn no_foreign(layers: &[Descriptor]) -> Result<(), Problem> {
-    let foreign = |d: &&Descriptor| {
-        !d.urls.is_empty()
-            || d.media_type.contains(".foreign.")
-            || d.media_type.contains(".nondistributable.")
-    };
-    layers.iter().find(foreign).map_or(Ok(()), |d| Err(Problem::ForeignLayer { digest: d.digest }))
+    layers.iter().find(|d| is_foreign(d)).map_or(Ok(()), |d| Err(Problem::ForeignLayer { digest: d.digest }))
 }
 
 /// Bytes against the digest they were asked by.

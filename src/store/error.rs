@@ -46,9 +46,30 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the content asks for what cannot be (a name that is too long, one that means a deletion), rather
+    /// than the disk failing.
+    pub fn is_contents_fault(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if content_asks_for_it(source))
+    }
     pub(crate) fn io(what: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, path: path.as_ref().to_path_buf(), source }
     }
+}
+
+/// Whether an error of a file operation tells of the names and kinds it was asked for, and would come on any
+/// machine, rather than of this machine's state (no space, too many open files).
+pub fn content_asks_for_it(e: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    let kinds = [
+        K::NotADirectory,
+        K::IsADirectory,
+        K::AlreadyExists,
+        K::InvalidInput,
+        K::InvalidFilename,
+        K::UnexpectedEof,
+    ];
+    // ELOOP and ENAMETOOLONG have no stable kind of their own everywhere.
+    kinds.contains(&e.kind()) || matches!(e.raw_os_error(), Some(40 | 36))
 }
 
 /// A store could not be opened.

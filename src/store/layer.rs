@@ -223,6 +223,19 @@ impl Store {
         Ok(id)
     }
 
+    /// The same, sure that this very blob holds the tar, and not only another that was unpacked before: it is then
+    /// decompressed and hashed.
+    pub fn unpack_verified(&self, layer: &Descriptor, diff_id: &Digest) -> Result<SnapshotId, UnpackError> {
+        let compression = Compression::of_media_type(&layer.media_type)?;
+        let there = self.has_snapshot(&layer_snapshot(diff_id)?);
+        let id = self.unpack(layer, diff_id)?;
+        let known = self.remembered(&id, compression);
+        if there && known.is_none_or(|k| k.descriptor.digest != layer.digest) {
+            unpack::verify(self, layer, compression, diff_id, &UnpackLimits::default())?;
+        }
+        Ok(id)
+    }
+
     fn remembered(&self, id: &SnapshotId, compression: Compression) -> Option<Layer> {
         let layer: Layer = record::read(&self.snapshot_path(id).join(compression.record()))?;
         self.has_blob(&layer.descriptor.digest).then_some(layer)

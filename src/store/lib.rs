@@ -37,7 +37,7 @@ mod walk;
 pub use blob::{BlobWriter, CommitError};
 pub use cache::CacheRecord;
 pub use claim::{Claim, ClaimError};
-pub use error::{OpenError, StoreError};
+pub use error::{OpenError, StoreError, content_asks_for_it};
 pub use key::{KeyRules, Verdict, keep_everything};
 pub use layer::{Compression, Layer, UnpackError, UnpackLimits};
 pub use open::{ReapedRun, Store};

@@ -182,7 +182,10 @@ pub fn load(context: &Context, layout: &Path, image: &str, select: Option<&str>)
     let (_, workspace) = open(context, &Names::default())?;
     let loaded =
         keelway_image::import::oci_layout(&workspace.store, layout, select, &name, &Platform::host())
-            .map_err(CommandError::outside)?;
+            .map_err(|e| match e.is_its_fault() {
+                true => Failure::failed(e.to_string()).into(),
+                false => CommandError::outside(e),
+            })?;
     print_image(context, &name, &loaded.digest)
 }
 

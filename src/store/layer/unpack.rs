@@ -14,7 +14,7 @@
 use super::parse::{Archive, Member, MemberKind, ParseError};
 use super::write::{OPAQUE, WHITEOUT};
 use super::{Compression, UnpackError, UnpackLimits};
-use crate::error::StoreError;
+use crate::error::{StoreError, content_asks_for_it};
 use crate::open::Store;
 use crate::snapshot::{LAYER_TIME, Upper};
 use crate::walk::overlay;
@@ -46,12 +46,7 @@ pub(super) fn unpack(
     diff_id: &Digest,
     limits: &UnpackLimits,
 ) -> Result<(), UnpackError> {
-    let blob = store.open_blob(&layer.digest)?;
-    let size = blob.metadata().map_err(StoreError::io("read", store.blob_path(&layer.digest)))?.len();
-    if size != layer.size {
-        let why = format!("the blob has {size} bytes, its descriptor says {}", layer.size);
-        return Err(UnpackError::Limit { layer: layer.digest, why });
-    }
+    let blob = open(store, layer)?;
     let root = upper.root()?;
     let (pieces, reader) = sync_channel(PIECES);
     let found = std::thread::scope(|scope| {
@@ -65,6 +60,40 @@ pub(super) fn unpack(
             Err(_) => Err(unpacker.malformed(0, "the decompressor failed".into())),
         }
     })?;
+    promised(layer, diff_id, found)
+}
+
+/// Whether a blob holds the tar that `diff_id` names; writes nothing.
+pub(super) fn verify(
+    store: &Store,
+    layer: &Descriptor,
+    compression: Compression,
+    diff_id: &Digest,
+    limits: &UnpackLimits,
+) -> Result<(), UnpackError> {
+    let blob = open(store, layer)?;
+    let (pieces, reader) = sync_channel(PIECES);
+    let found = std::thread::scope(|scope| {
+        scope.spawn(move || reader.into_iter().for_each(drop));
+        let found = decompress(blob, compression, &layer.digest, limits, &pieces);
+        // Ends the other thread.
+        drop(pieces);
+        found
+    })?;
+    promised(layer, diff_id, found)
+}
+
+fn open(store: &Store, layer: &Descriptor) -> Result<File, UnpackError> {
+    let blob = store.open_blob(&layer.digest)?;
+    let size = blob.metadata().map_err(StoreError::io("read", store.blob_path(&layer.digest)))?.len();
+    if size != layer.size {
+        let why = format!("the blob has {size} bytes, its descriptor says {}", layer.size);
+        return Err(UnpackError::Limit { layer: layer.digest, why });
+    }
+    Ok(blob)
+}
+
+fn promised(layer: &Descriptor, diff_id: &Digest, found: Option<Digest>) -> Result<(), UnpackError> {
     match found {
         Some(found) if found == *diff_id => Ok(()),
         Some(found) => Err(UnpackError::DiffId { layer: layer.digest, expected: *diff_id, found }),
@@ -227,7 +256,7 @@ impl<'s> Unpacker<'s> {
             Failed::Limit(why) => UnpackError::Limit { layer, why },
             Failed::Entry(why) => UnpackError::Entry { layer, path, why },
             // What the archive asks for cannot be: a file as parent, a loop of links, a name too long.
-            Failed::Io(e) if is_its_fault(&e) => UnpackError::Entry { layer, path, why: e.to_string() },
+            Failed::Io(e) if content_asks_for_it(&e) => UnpackError::Entry { layer, path, why: e.to_string() },
             Failed::Io(e) => StoreError::io("unpack a layer: write", path)(e).into(),
         }
     }
@@ -430,18 +459,4 @@ impl<'s> Unpacker<'s> {
 fn components(path: &[u8]) -> Result<Vec<&[u8]>, Failed> {
     let parts: Vec<&[u8]> = path.split(|&b| b == b'/').filter(|p| !p.is_empty() && *p != b".").collect();
     if parts.contains(&&b".."[..]) { refuse("'..' in a name") } else { Ok(parts) }
-}
-
-fn is_its_fault(e: &io::Error) -> bool {
-    use io::ErrorKind as K;
-    let kinds = [
-        K::NotADirectory,
-        K::IsADirectory,
-        K::AlreadyExists,
-        K::InvalidInput,
-        K::InvalidFilename,
-        K::UnexpectedEof,
-    ];
-    // ELOOP and ENAMETOOLONG have no stable kind of their own everywhere.
-    kinds.contains(&e.kind()) || matches!(e.raw_os_error(), Some(40 | 36))
 }
