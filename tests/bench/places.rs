@@ -40,7 +40,7 @@ impl Place {
         let keep = temporary(on)?;
         let out = Command::new("stat").args(["-f", "-c", "%T"]).arg(on).output()?;
         let name = String::from_utf8_lossy(&out.stdout).trim().to_owned();
-        Ok(Self { name, dir: keep.path().to_owned(), keep: keep })
+        Ok(Self { name, dir: keep.path().to_owned(), keep })
     }
 
     /// A new journaled ext4 whose image file is on the file system of `on`.
@@ -54,7 +54,7 @@ impl Place {
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", options, "-O", "has_journal"]).arg(&image))?;
         run(Command::new("mount").args(["-o", "loop,noatime"]).arg(&image).arg(&dir))?;
         std::fs::remove_file(&image)?;
-        Ok(Self { name: "ext4, journal".into(), dir, keep: keep })
+        Ok(Self { name: "ext4, journal".into(), dir, keep })
     }
 
     /// Writes everything out, so that one measurement does not pay for the one before.
