@@ -27,6 +27,6 @@ mod writer;
 pub use assemble::{assemble, prepare_layer};
 pub use base::extend;
 pub use build::{Bases, Build, BuildOptions, PinnedBase};
-pub use error::StepError;
+pub use error::{Blame, StepError};
 pub use key::{KeyContext, key};
 pub use user::User;

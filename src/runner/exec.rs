@@ -143,8 +143,7 @@ fn blocking_run(
 }
 
 fn spawn_failure(e: &keelway_sandbox::SpawnError) -> Failure {
-    // A program that is not there or cannot be executed is the image's doing, all else the machine's.
-    if e.exec().is_some() { Failure::failed(e.to_string()) } else { Failure::outside(e.to_string()) }
+    if e.is_the_images_fault() { Failure::failed(e.to_string()) } else { Failure::outside(e.to_string()) }
 }
 
 /// Reads until every writer is gone; sends whole lines, and what is left after 16 KiB without one.

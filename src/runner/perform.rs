@@ -6,7 +6,7 @@ use crate::{blocking, deploy, exec, lower, push, steps};
 use async_trait::async_trait;
 use keelway_dockerfile::Ignore;
 use keelway_engine::{CancelToken, Ctx, Failure, Perform, Performed};
-use keelway_image::{KeyContext, StepError};
+use keelway_image::{Blame, KeyContext, StepError};
 use keelway_model::oci::{Descriptor, ImageConfig};
 use keelway_model::plan::{AssembleOp, BaseOp, BuildOp, Chain, ExecOp, Network};
 use keelway_model::{
@@ -110,12 +110,12 @@ fn locked<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A step's failure as a failure of the run: what the store or the disk did is outside, the rest is the build's.
+/// A step's failure as a failure of the run.
 fn step_failure(name: &str, e: &StepError) -> Failure {
-    let exit = match e {
-        StepError::Store(_) | StepError::Write { .. } => ExitCode::Outside,
-        StepError::Inputs { .. } => ExitCode::Bug,
-        _ => ExitCode::Failed,
+    let exit = match e.blame() {
+        Blame::Build => ExitCode::Failed,
+        Blame::Machine => ExitCode::Outside,
+        Blame::Bug => ExitCode::Bug,
     };
     Failure::new(exit, format!("{name}: {e}"))
 }

@@ -4,6 +4,7 @@
 //! the owner, where people read it. A failure here is never the process's own exit code.
 
 use crate::spec::SpecError;
+use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
@@ -59,6 +60,20 @@ pub enum SpawnError {
 }
 
 impl SpawnError {
+    /// Whether the image, or what shall run in it, is at fault, and not this machine: a program that is not there,
+    /// a working directory that cannot be, a /proc that is a link, more layers than a root can have.
+    pub fn is_the_images_fault(&self) -> bool {
+        match self {
+            Self::Spec(_) => true,
+            Self::Setup(SetupError::Exec(ExecError::Other { errno, .. })) => {
+                ![libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::EIO].contains(&errno.0)
+            }
+            Self::Setup(SetupError::Exec(_) | SetupError::Cwd { .. } | SetupError::HostileRoot { .. }) => {
+                true
+            }
+            Self::Setup(_) | Self::Launch { .. } | Self::InitLost { .. } => false,
+        }
+    }
     /// The process's program could not be executed (as opposed to: the sandbox could not be built).
     pub fn exec(&self) -> Option<&ExecError> {
         match self {

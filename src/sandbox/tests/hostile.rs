@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 pub const TESTS: &[Test] = &[
     ("hostile::r08_kernel_directories_that_are_links", kernel_links),
     ("hostile::kernel_directories_that_are_files", kernel_files),
+    ("hostile::who_is_to_blame", blame),
     ("hostile::targets_that_lead_out_stay_inside", targets),
     ("hostile::r10_missing_targets_are_made_inside", missing_targets),
     ("hostile::nothing_is_mounted_inside_proc", inside_proc),
@@ -54,6 +55,31 @@ fn kernel_links() -> Result<(), Failed> {
 fn kernel_files() -> Result<(), Failed> {
     let spec = with_layer("true", |l| std::fs::write(l.join("proc"), "").unwrap());
     assert!(refused(&spec).contains("\"/proc\" is refused"));
+    Ok(())
+}
+
+fn blame() -> Result<(), Failed> {
+    let layer = |name: &'static str| with_layer("true", move |l| symlink("etc", l.join(name)).unwrap());
+    let with = |change: &dyn Fn(&mut Spec)| {
+        let mut spec = sh("true");
+        change(&mut spec);
+        spec
+    };
+    let the_image = [
+        layer("proc"),
+        layer("dev"),
+        with(&|s| s.cwd = "/absent".into()),
+        with(&|s| s.cwd = "relative".into()),
+        with(&|s| s.argv = argv(&["/absent"])),
+        with(&|s| s.root = over(vec![busybox(); 501])),
+    ];
+    let the_machine = [with(&|s| s.root = over(vec![busybox(), "/dev/shm/keelway-absent-layer".into()]))];
+    for (specs, image) in [(&the_image[..], true), (&the_machine[..], false)] {
+        for spec in specs {
+            let Err(e) = start(spec) else { return Err("it started".into()) };
+            assert_eq!(e.is_the_images_fault(), image, "{e}");
+        }
+    }
     Ok(())
 }
 
