@@ -377,5 +377,101 @@ fn layouts_are_imported_when_they_are_sound() {
     std::fs::remove_file(&outside).unwrap();
     assert!(e.unwrap_err().contains("cannot read"), "a link in a layout does not lead out");
     std::fs::write(dir.path().join("index.json"), b"{").unwrap();
-    assert!(import(None, &platform).unwrap_err().contains("malformed"));
+    assert!(import(None, &platform).unwrap_err().contains("index.json: the manifest is not the JSON of one"));
+}
+
+/// Writes a document as a blob of the layout, and gives its descriptor.
+fn blob(dir: &Path, kind: &str, document: &serde_json::Value) -> Descriptor {
+    let bytes = serde_json::to_vec(document).unwrap();
+    let digest = Digest::of(&bytes);
+    std::fs::write(dir.join("blobs/sha256").join(digest.hex()), &bytes).unwrap();
+    Descriptor::new(kind, digest, bytes.len() as u64)
+}
+
+#[test]
+fn a_layout_is_held_to_what_a_registry_is_held_to() {
+    let (from, to) = (Rig::new(), Rig::new());
+    let tree = MemTree::with(&[("a", "A")]);
+    let (_, image) = build(&from, "FROM scratch\nCOPY a /a\n", &tree, "");
+    let (_, other) = build(&from, "FROM scratch\nCOPY a /b\n", &tree, "");
+    let dir = tempfile::tempdir().unwrap();
+    layout(&from, &other.manifest, dir.path(), "other");
+    layout(&from, &image.manifest, dir.path(), "v1");
+    let name: ImageRef = "app:1".parse().unwrap();
+    let import = |manifest: &Descriptor| {
+        let index = serde_json::json!({"schemaVersion": 2, "manifests": [manifest]});
+        std::fs::write(dir.path().join("index.json"), index.to_string()).unwrap();
+        import::oci_layout(&to.store, dir.path(), None, &name, &"linux/amd64".parse().unwrap())
+    };
+    let refused = |manifest: &Descriptor| {
+        let error = import(manifest).unwrap_err();
+        assert!(error.is_its_fault(), "{error}");
+        assert_eq!(to.store.reference(&name).unwrap(), None);
+        error.to_string()
+    };
+    let read = |d: &Descriptor| -> serde_json::Value {
+        serde_json::from_slice(&from.store.read_blob(&d.digest, 1 << 20).unwrap()).unwrap()
+    };
+    let document = read(&image.manifest);
+    let with = |key: &str, value: serde_json::Value| {
+        let mut changed = document.clone();
+        changed[key] = value;
+        changed
+    };
+    let both = blob(dir.path(), media::MANIFEST, &with("manifests", serde_json::json!([])));
+    assert!(refused(&both).contains("claims to be an index and an image at once"));
+    let typed = blob(dir.path(), media::MANIFEST, &with("mediaType", media::DOCKER_MANIFEST.into()));
+    assert!(refused(&typed).contains("calls itself"));
+    let mut foreign = document.clone();
+    foreign["layers"][0]["urls"] = serde_json::json!(["https://x.example/layer"]);
+    assert!(refused(&blob(dir.path(), media::MANIFEST, &foreign)).contains("kept elsewhere"));
+    // Another layer's diff id: found out when it is unpacked, and also where that layer is known already.
+    let config: Descriptor = serde_json::from_value(document["config"].clone()).unwrap();
+    let mut lying = read(&config);
+    let other_manifest: Manifest = serde_json::from_value(read(&other.manifest)).unwrap();
+    lying["rootfs"]["diff_ids"] = read(&other_manifest.config)["rootfs"]["diff_ids"].clone();
+    let lying = blob(dir.path(), media::CONFIG, &lying);
+    let lying = blob(dir.path(), media::MANIFEST, &with("config", serde_json::to_value(lying).unwrap()));
+    assert!(refused(&lying).contains("but the image says"));
+    to.store
+        .unpack(&image_layer(&to, &other_manifest, dir.path()), &diff_id(&read(&other_manifest.config)))
+        .unwrap();
+    assert!(refused(&lying).contains("but the image says"));
+    // The blob is in the store by now; its descriptor must still say what it is.
+    let plain = Descriptor::new(&image.manifest.media_type, image.manifest.digest, image.manifest.size);
+    assert!(refused(&Descriptor { size: plain.size + 1, ..plain.clone() }).contains("does not match"));
+    import(&plain).unwrap();
+    let error = import(&Descriptor { size: plain.size + 1, ..plain.clone() }).unwrap_err().to_string();
+    assert!(error.contains("its descriptor says"), "{error}");
+    assert_eq!(import(&plain).unwrap(), plain, "again");
+}
+
+/// Takes the layer of an image in a layout into the store.
+fn image_layer(rig: &Rig, manifest: &Manifest, dir: &Path) -> Descriptor {
+    let layer = manifest.layers[0].clone();
+    let bytes = std::fs::read(dir.join("blobs/sha256").join(layer.digest.hex())).unwrap();
+    assert_eq!(rig.store.put_blob(&bytes).unwrap(), layer.digest);
+    layer
+}
+
+fn diff_id(config: &serde_json::Value) -> Digest {
+    serde_json::from_value(config["rootfs"]["diff_ids"][0].clone()).unwrap()
+}
+
+#[test]
+fn names_that_no_layer_can_hold_are_the_builds_fault() {
+    let rig = Rig::new();
+    let marker = rig.on(&[], |r| put(r, ".wh..wh..opq", ""));
+    let error = crate::prepare_layer(&rig.store, marker.snapshots.last().unwrap()).unwrap_err();
+    assert_eq!(error.blame(), crate::Blame::Build, "{error}");
+    let tree = MemTree::with(&[("d/x", "")]);
+    let mut long = tree.clone();
+    long.file(&format!("d/{}", "n".repeat(300)), b"", 0o644);
+    let ignore = Ignore::default();
+    for (tree, dest) in [(&long, "/d/"), (&tree, &*format!("/{}/", "n".repeat(300)))] {
+        let cx = KeyContext { store: &rig.store, context: tree, ignore: &ignore };
+        let op = crate::testing::copy_op(&["d"], dest);
+        let error = copy::run(&op, &[out(&rig.empty())], &cx).err().expect("no file has such a name");
+        assert_eq!(error.blame(), crate::Blame::Build, "{error}");
+    }
 }
