@@ -131,7 +131,7 @@ fn a_full_disk(world: &World) -> Ended {
     fs::create_dir(&disk).expect("folders can be made");
     let mount =
         |args: &[&str]| env.command("mount").args(args).arg(&disk).status().expect("mount runs").success();
-    assert!(mount(&["-t", "tmpfs", "-o", "size=16m", "tmpfs"]), "a small tmpfs can be mounted");
+    assert!(mount(&["-t", "tmpfs", "-o", "size=16m,mode=700", "tmpfs"]), "a small tmpfs can be mounted");
     let env = env.with_var("KEELWAY_STATE", disk.to_str().expect("UTF-8"));
     let layout = keelway_tests::base::oci_layout(keelway_tests::base::Base::Busybox)
         .expect("a busybox image can be made");
