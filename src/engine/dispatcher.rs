@@ -52,14 +52,14 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults: one place a core, at least two; ten seconds of grace, three minutes for a deploy (its longest order
+    /// The defaults: one place a core, at least eight, because steps wait as often as they compute; ten seconds of grace, three minutes for a deploy (its longest order
     /// that is not abandoned takes two and a half); five seconds to die.
     pub fn new(run: RunId, clock: Arc<dyn Clock>) -> Self {
         Self {
             run,
             attempt: Attempt(1),
             commit: None,
-            max_parallel: std::thread::available_parallelism().map_or(2, usize::from).max(2),
+            max_parallel: std::thread::available_parallelism().map_or(2, usize::from).max(8),
             log_bytes: 64 << 20,
             grace: Duration::from_secs(10),
             deploy_grace: Duration::from_secs(180),

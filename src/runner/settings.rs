@@ -40,7 +40,7 @@ pub struct Settings {
     pub proxy_env: Vec<(String, String)>,
     /// How long a new release must hold, complete, before it counts.
     pub monitor: Duration,
-    /// Build steps and step stages at one time; `None` is one a core.
+    /// Build steps and step stages at one time; `None` is one a core, at least eight.
     pub max_parallel: Option<usize>,
     /// `created` of images that are built without a commit: SOURCE_DATE_EPOCH, else 1970.
     pub build_time: Timestamp,
