@@ -272,7 +272,8 @@ impl Build {
                 let texts = pinned.get(image).map(|p| &p.config.config.on_build[..]).unwrap_or_default();
                 let mut out = Vec::new();
                 if texts.len() > MAX_TRIGGERS {
-                    let message = format!("the image {image} has more than {MAX_TRIGGERS} triggers (ONBUILD)");
+                    let message =
+                        format!("the image {image} has more than {MAX_TRIGGERS} triggers (ONBUILD)");
                     found.push(Diagnostic::error(
                         "D0204",
                         &self.dockerfile.source.name,

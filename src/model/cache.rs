@@ -64,7 +64,8 @@ impl CacheKey {
     pub fn explain(&self, last: Option<&[(KeyPart, Digest)]>) -> MissReason {
         let Some(last) = last else { return MissReason::NeverBuilt };
         let get = |part| last.iter().find(|(p, _)| *p == part).map(|(_, d)| *d);
-        let changed: Vec<KeyPart> = self.parts.iter().filter(|(p, d)| get(*p) != Some(*d)).map(|(p, _)| *p).collect();
+        let changed: Vec<KeyPart> =
+            self.parts.iter().filter(|(p, d)| get(*p) != Some(*d)).map(|(p, _)| *p).collect();
         if changed.is_empty() { MissReason::Collected } else { MissReason::Changed(changed) }
     }
 }

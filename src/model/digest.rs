@@ -137,7 +137,8 @@ mod tests {
     fn only_lower_case_sha256_is_a_digest() {
         let good = Digest::of(b"x").to_string();
         assert_eq!(good.parse::<Digest>().unwrap().to_string(), good);
-        for bad in ["", "sha256", "sha256:", "sha512:00", &good.to_uppercase(), &good[..70], "sha256:../../x"] {
+        for bad in ["", "sha256", "sha256:", "sha512:00", &good.to_uppercase(), &good[..70], "sha256:../../x"]
+        {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -178,7 +178,9 @@ impl fmt::Display for SkipReason {
             Self::When { text } => f.write_str(text),
             Self::Needs { name } => write!(f, "{name} did not succeed"),
             Self::NotSelected => f.write_str("not asked for"),
-            Self::DirtyTree => f.write_str("the tree has uncommitted changes, and a dirty tree is never pushed or deployed"),
+            Self::DirtyTree => {
+                f.write_str("the tree has uncommitted changes, and a dirty tree is never pushed or deployed")
+            }
         }
     }
 }

@@ -70,7 +70,14 @@ pub struct Descriptor {
 impl Descriptor {
     /// A plain descriptor.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new(), urls: Vec::new() }
+        Self {
+            media_type: media_type.into(),
+            digest,
+            size,
+            platform: None,
+            annotations: BTreeMap::new(),
+            urls: Vec::new(),
+        }
     }
 }
 

@@ -64,7 +64,9 @@ impl Plan {
             }
         }
         match self.result {
-            Some(r) if r.index() >= self.nodes.len() => Err(PlanError { node: r.index(), what: "the result is not a node" }),
+            Some(r) if r.index() >= self.nodes.len() => {
+                Err(PlanError { node: r.index(), what: "the result is not a node" })
+            }
             _ => Ok(()),
         }
     }
@@ -426,7 +428,8 @@ mod tests {
     #[test]
     fn a_node_may_not_need_a_later_one() {
         let mut plan = Plan::default();
-        let op = || Op::Mkdir(MkdirOp { path: "/".into(), user: UserSpec::default(), identity: Digest::of(b"") });
+        let op =
+            || Op::Mkdir(MkdirOp { path: "/".into(), user: UserSpec::default(), identity: Digest::of(b"") });
         let a = plan.add("a", vec![], op());
         plan.add("b", vec![a], op());
         assert!(plan.check().is_ok());

@@ -47,14 +47,20 @@ impl FromStr for Platform {
     type Err = PlatformParseError;
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let ok = |p: &str| {
-            !p.is_empty() && p.len() <= 32 && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+            !p.is_empty()
+                && p.len() <= 32
+                && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
         };
         let parts: Vec<&str> = s.split('/').collect();
         let bad = || PlatformParseError(s.chars().take(100).collect());
         if !(2..=3).contains(&parts.len()) || !parts.iter().all(|p| ok(p)) {
             return Err(bad());
         }
-        Ok(Self { os: parts[0].into(), architecture: parts[1].into(), variant: parts.get(2).map(|v| (*v).to_owned()) })
+        Ok(Self {
+            os: parts[0].into(),
+            architecture: parts[1].into(),
+            variant: parts.get(2).map(|v| (*v).to_owned()),
+        })
     }
 }
 

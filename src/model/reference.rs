@@ -12,7 +12,9 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
     /// The repository part is malformed.
-    #[error("{0:?} is not an image reference: write it as registry.example.com/name:tag, lower case, parts of a-z, 0-9, '.', '_' and '-'")]
+    #[error(
+        "{0:?} is not an image reference: write it as registry.example.com/name:tag, lower case, parts of a-z, 0-9, '.', '_' and '-'"
+    )]
     Repository(String),
     /// The tag is malformed.
     #[error("{0:?} is not a tag: 1 to 128 of A-Z, a-z, 0-9, '_', '.', '-', not starting with '.' or '-'")]
@@ -57,7 +59,9 @@ fn short(s: &str) -> String {
 fn is_host(s: &str) -> bool {
     let (host, port) = match s.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
-            Some((v6, rest)) if v6.parse::<std::net::Ipv6Addr>().is_ok() => (None, rest.strip_prefix(':').or((rest.is_empty()).then_some("0"))),
+            Some((v6, rest)) if v6.parse::<std::net::Ipv6Addr>().is_ok() => {
+                (None, rest.strip_prefix(':').or((rest.is_empty()).then_some("0")))
+            }
             _ => return false,
         },
         None => match s.split_once(':') {
@@ -69,10 +73,16 @@ fn is_host(s: &str) -> bool {
         !h.is_empty()
             && h.len() <= 253
             && h.split('.').all(|l| {
-                !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && !l.starts_with('-') && !l.ends_with('-')
+                !l.is_empty()
+                    && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                    && !l.starts_with('-')
+                    && !l.ends_with('-')
             })
     });
-    host_ok && port.is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok())
+    host_ok
+        && port.is_some_and(|p| {
+            !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok()
+        })
 }
 
 fn is_component(s: &str) -> bool {
@@ -114,7 +124,9 @@ impl FromStr for Repository {
     fn from_str(s: &str) -> Result<Self, ReferenceError> {
         let bad = || ReferenceError::Repository(short(s));
         let (registry, name) = match s.split_once('/') {
-            Some((first, rest)) if first.contains(['.', ':', '[']) || first == "localhost" => (first, rest.to_owned()),
+            Some((first, rest)) if first.contains(['.', ':', '[']) || first == "localhost" => {
+                (first, rest.to_owned())
+            }
             Some(_) => (DEFAULT_REGISTRY, s.to_owned()),
             None => (DEFAULT_REGISTRY, format!("library/{s}")),
         };
@@ -165,7 +177,9 @@ impl FromStr for ImageRef {
             None => (s, None),
         };
         let (name, tag) = match rest.rfind(':') {
-            Some(i) if !rest[i..].contains('/') && !rest[i..].contains(']') => (&rest[..i], Some(rest[i + 1..].parse()?)),
+            Some(i) if !rest[i..].contains('/') && !rest[i..].contains(']') => {
+                (&rest[..i], Some(rest[i + 1..].parse()?))
+            }
             _ => (rest, None),
         };
         let repository = name.parse().map_err(|_| ReferenceError::Repository(short(s)))?;
@@ -280,8 +294,25 @@ mod tests {
     #[test]
     fn hostile_references_are_refused() {
         for bad in [
-            "", "A", "../x", "a/../b", "a//b", "a:", "a:-x", "a b", "a@sha256:00", "r.example.com:99999/a", "a..b", "-a", "a/", "/a",
-            "r.example.com/a\n", "r.example.com/%2e%2e/a", "r.exa mple.com/a", &format!("a:{}", "t".repeat(129)), &"a/".repeat(400),
+            "",
+            "A",
+            "../x",
+            "a/../b",
+            "a//b",
+            "a:",
+            "a:-x",
+            "a b",
+            "a@sha256:00",
+            "r.example.com:99999/a",
+            "a..b",
+            "-a",
+            "a/",
+            "/a",
+            "r.example.com/a\n",
+            "r.example.com/%2e%2e/a",
+            "r.exa mple.com/a",
+            &format!("a:{}", "t".repeat(129)),
+            &"a/".repeat(400),
         ] {
             assert!(bad.parse::<ImageRef>().is_err(), "{bad:?}");
         }

@@ -95,7 +95,11 @@ impl From<&str> for TreePath {
 }
 impl fmt::Display for TreePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_root() { f.write_str(".") } else { write!(f, "{}", String::from_utf8_lossy(&self.0).escape_debug()) }
+        if self.is_root() {
+            f.write_str(".")
+        } else {
+            write!(f, "{}", String::from_utf8_lossy(&self.0).escape_debug())
+        }
     }
 }
 impl fmt::Debug for TreePath {
@@ -234,7 +238,9 @@ mod tests {
 
     #[test]
     fn paths_are_clamped() {
-        for (given, want) in [("/a//b/./c", "a/b/c"), ("../../x", "x"), ("a/../../b", "b"), ("", "."), ("/", ".")] {
+        for (given, want) in
+            [("/a//b/./c", "a/b/c"), ("../../x", "x"), ("a/../../b", "b"), ("", "."), ("/", ".")]
+        {
             assert_eq!(TreePath::from(given).to_string(), want, "{given}");
         }
         assert!(TreePath::clamped(b"a\0b").is_none());

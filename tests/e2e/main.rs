@@ -60,8 +60,22 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // One after the other: several look at the whole machine for what a run left behind.
     arguments.test_threads.get_or_insert(1);
-    let tests: Vec<Test> =
-        [build::TESTS, commands::TESTS, pipeline::TESTS, shipped::TESTS, bad_input::TESTS, kill::TESTS, deploy::TESTS, deploy_faults::TESTS, source::TESTS, watch::TESTS, registries::TESTS, reproducible::TESTS, tools::TESTS].concat();
+    let tests: Vec<Test> = [
+        build::TESTS,
+        commands::TESTS,
+        pipeline::TESTS,
+        shipped::TESTS,
+        bad_input::TESTS,
+        kill::TESTS,
+        deploy::TESTS,
+        deploy_faults::TESTS,
+        source::TESTS,
+        watch::TESTS,
+        registries::TESTS,
+        reproducible::TESTS,
+        tools::TESTS,
+    ]
+    .concat();
     let trials = tests
         .into_iter()
         .map(|(name, test)| {

@@ -22,7 +22,8 @@ fn every_pipeline_file_plans(world: &World) -> Ended {
         fs::create_dir_all(&dir).expect("folders can be made");
         fs::copy(file, dir.join("keelway.yml")).expect("files can be copied");
         // Stages that build find a Dockerfile with the targets that the files name.
-        fs::write(dir.join("Dockerfile"), "FROM scratch AS test\nFROM scratch AS app\nCOPY keelway.yml /\n").expect("files can be written");
+        fs::write(dir.join("Dockerfile"), "FROM scratch AS test\nFROM scratch AS app\nCOPY keelway.yml /\n")
+            .expect("files can be written");
         git(&env, &dir, &["init", "-q", "-b", "main"]);
         commit(&env, &dir, "as shipped");
         let plan = env.keelway_in(&dir, &["plan"]).expect(0);

@@ -256,7 +256,9 @@ impl<'s> Unpacker<'s> {
             Failed::Limit(why) => UnpackError::Limit { layer, why },
             Failed::Entry(why) => UnpackError::Entry { layer, path, why },
             // What the archive asks for cannot be: a file as parent, a loop of links, a name too long.
-            Failed::Io(e) if content_asks_for_it(&e) => UnpackError::Entry { layer, path, why: e.to_string() },
+            Failed::Io(e) if content_asks_for_it(&e) => {
+                UnpackError::Entry { layer, path, why: e.to_string() }
+            }
             Failed::Io(e) => StoreError::io("unpack a layer: write", path)(e).into(),
         }
     }
