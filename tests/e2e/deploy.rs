@@ -146,7 +146,7 @@ fn updates_in_a_row_lose_nothing_and_leave_nothing(fleet: &mut Fleet) {
 
 fn a_version_that_never_gets_healthy_is_rolled_back(fleet: &mut Fleet) {
     let (before, counts) = (fleet.replicas(), fleet.counts());
-    let sender = fleet.load(&[0, 1, 2], 50);
+    let sender = fleet.load(&[0, 1, 2], 100);
     let good = fleet.version_at(0);
     fleet.commit("bad", &Pipeline { deadline: "3s", ..Pipeline::default() }, |app| {
         app.replace("self.answer(200, \"ok\")", "self.answer(500, \"not ok\")")
@@ -162,7 +162,7 @@ fn a_version_that_never_gets_healthy_is_rolled_back(fleet: &mut Fleet) {
 
 fn a_version_that_exits_at_once_is_rolled_back(fleet: &mut Fleet) {
     let (before, counts) = (fleet.replicas(), fleet.counts());
-    let sender = fleet.load(&[0, 1, 2], 50);
+    let sender = fleet.load(&[0, 1, 2], 200);
     let main = "    print(\"these are my last words\", flush=True)\n    sys.exit(7)\n    signal.signal(";
     fleet.commit("worse", &Pipeline::default(), |app| app.replacen("    signal.signal(", main, 1));
     let text = expect(fleet.run(), 10);
