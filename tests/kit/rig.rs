@@ -141,6 +141,8 @@ impl Rig {
             )));
         }
         self.switch.run(&["ip", "link", "set", &link, "master", "rig0", "up"])?;
+        // A machine keeps its hardware address over a reboot, and its neighbours remember it.
+        node.run(&["ip", "link", "set", "eth0", "address", &format!("02:00:c6:12:00:{last:02x}")])?;
         node.run(&["ip", "addr", "add", &format!("198.18.0.{last}/24"), "dev", "eth0"])?;
         node.run(&["ip", "link", "set", "eth0", "up"])?;
         Ok(())
