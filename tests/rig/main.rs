@@ -18,7 +18,13 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
         ["demo", ..] => guarded(&args),
-        ["__demo", keelway, example] => demo::run(Path::new(keelway), Path::new(example)),
+        ["__demo", keelway, example] => {
+            // The mask of whoever waits for us was inherited; we are to be ended by them.
+            ending_signals()
+                .thread_unblock()
+                .map_err(io::Error::from)
+                .and_then(|()| demo::run(Path::new(keelway), Path::new(example)))
+        }
         ["bases"] => [Base::Busybox, Base::Python].into_iter().try_for_each(|b| {
             let layout = base::oci_layout(b)?;
             writeln!(io::stdout(), "{} {}", b.name(), layout.display())
@@ -38,12 +44,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// Does the work in a child and cleans up after it however it ended: a Ctrl-C ends the child, not us.
-fn guarded(args: &[String]) -> io::Result<()> {
+/// What ends a program from outside.
+fn ending_signals() -> SigSet {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
-    signals.thread_block()?;
+    signals
+}
+
+/// Does the work in a child and cleans up after it however it ended: a Ctrl-C ends the child, not us.
+fn guarded(args: &[String]) -> io::Result<()> {
+    ending_signals().thread_block()?;
     let mut child = Command::new(std::env::current_exe()?).arg("__demo").args(&args[1..]).spawn()?;
     let status = child.wait()?;
     rig::reap();
