@@ -10,11 +10,20 @@
 mod backoff;
 mod command;
 mod container;
+pub mod files;
 pub mod health;
 mod image;
+pub mod lines;
 pub mod logs;
+mod names;
+mod policy;
+pub mod process;
+pub mod record;
+pub mod wire;
 
 pub use backoff::Backoff;
 pub use command::{CommandError, Overrides, Process};
 pub use container::{Container, HealthSpec, Settings, StartError, State, Status, Stop};
 pub use image::{Image, ImageError};
+pub use names::{ContainerId, ContainerName, NameError};
+pub use policy::{Ended, PolicyError, RestartPolicy};

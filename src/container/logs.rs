@@ -17,8 +17,8 @@ const MAX_TAIL: u64 = 4 << 20;
 /// Longest line that [`tail`] returns whole.
 const MAX_LINE: usize = 8 << 10;
 
-const CURRENT: &str = "log";
-const PREVIOUS: &str = "log.1";
+pub(crate) const CURRENT: &str = "log";
+pub(crate) const PREVIOUS: &str = "log.1";
 
 /// The writing side. There is one for a directory at a time.
 #[derive(Debug)]

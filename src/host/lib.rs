@@ -12,7 +12,6 @@
 //! This crate never prints, exits or reads the environment: `cli` gives it arguments and streams.
 
 pub mod balancer;
-mod files;
 mod keeper;
 mod network;
 mod process;
@@ -21,7 +20,8 @@ pub mod settings;
 pub mod supervise;
 
 mod serve;
-mod wire;
+
+use keelway_container::{files, wire};
 
 pub use serve::{ServeError, serve};
 pub use settings::{ArgsError, BalancerSettings, HostSettings, NetworkSettings, Settings, SuperviseSettings};
