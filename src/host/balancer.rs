@@ -6,11 +6,13 @@
 //! on with the pool of its state file.
 //!
 //! Traffic is plain HTTP; TLS ends before it. Towards clients it refuses what cannot be passed on safely
-//! ([`headers`]), bounds the size of a head, the time for one, and the number of connections.
+//! ([`headers`]), bounds the size of a head, the time for one, and the number of connections, and gives up whoever
+//! stops in the middle ([`patience`]).
 
 pub mod checks;
 pub mod control;
 pub mod headers;
+pub mod patience;
 pub mod pool;
 pub mod proxy;
 
@@ -22,6 +24,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use keelway_disk::Lock;
 use keelway_model::{Digest, ExitCode};
+use patience::ClientStream;
 use pool::Pool;
 use proxy::{Bounds, Proxy};
 use std::convert::Infallible;
@@ -133,7 +136,8 @@ async fn balance(settings: BalancerSettings) -> Result<(), BalancerError> {
     let mut end = signal(SignalKind::terminate()).map_err(failed("cannot wait for signals"))?;
 
     let control = Arc::new(Control::new(Arc::clone(&pool), dir, &settings));
-    let proxy = Arc::new(Proxy::new(Arc::clone(&pool), Bounds::default()));
+    let bounds = Bounds { patience: settings.patience, ..Bounds::default() };
+    let proxy = Arc::new(Proxy::new(Arc::clone(&pool), bounds));
     let (ending, on_end) = watch::channel(false);
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     tokio::select! {
@@ -144,6 +148,7 @@ async fn balance(settings: BalancerSettings) -> Result<(), BalancerError> {
     }
     // The listener is closed; connections finish what they have, and are told to close.
     let _ = ending.send(true);
+    pool.drain_all();
     let everything = room.acquire_many(u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX));
     let _ = tokio::time::timeout(DRAIN, async {
         let _ = everything.await;
@@ -190,6 +195,7 @@ async fn serve(
     mut on_end: watch::Receiver<bool>,
 ) {
     let _ = stream.set_nodelay(true);
+    let stream = ClientStream::new(stream, proxy.patience().client);
     let service = service_fn(move |request| {
         let proxy = Arc::clone(&proxy);
         async move { Ok::<_, Infallible>(proxy.answer(request, client).await) }

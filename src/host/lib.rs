@@ -24,7 +24,9 @@ mod serve;
 use keelway_container::{files, wire};
 
 pub use serve::{ServeError, serve};
-pub use settings::{ArgsError, BalancerSettings, HostSettings, NetworkSettings, Settings, SuperviseSettings};
+pub use settings::{
+    ArgsError, BalancerSettings, HostSettings, NetworkSettings, Patience, Settings, SuperviseSettings,
+};
 
 /// For fuzzers: parsers of bytes that others wrote. None may panic.
 pub mod fuzz {

@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Where everything of a host lies unless said otherwise.
 pub const DEFAULT_ROOT: &str = "/var/lib/keelway";
@@ -183,6 +184,57 @@ impl SuperviseSettings {
     }
 }
 
+/// How long a balancer waits for whom before it gives an exchange up. Whoever makes progress, however slowly, is waited
+/// for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patience {
+    /// For a client that takes nothing of its answer, or sends nothing of a body that its replica would take.
+    pub client: Duration,
+    /// For a request or answer in which nothing moves in either direction, the time until an answer begins included.
+    pub exchange: Duration,
+    /// For a WebSocket in which nothing moves in either direction.
+    pub tunnel: Duration,
+    /// The same while its replica is drained or the balancer ends.
+    pub tunnel_drain: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            client: Duration::from_secs(20),
+            exchange: Duration::from_secs(300),
+            tunnel: Duration::from_secs(3600),
+            tunnel_drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Longest wait that can be set: a day.
+const MAX_PATIENCE_MS: u64 = 86_400_000;
+
+impl Patience {
+    fn each(&mut self) -> [(&'static str, &mut Duration); 4] {
+        [
+            ("--client-ms", &mut self.client),
+            ("--exchange-ms", &mut self.exchange),
+            ("--tunnel-ms", &mut self.tunnel),
+            ("--tunnel-drain-ms", &mut self.tunnel_drain),
+        ]
+    }
+    /// Takes an option that is one of these; false when it is none.
+    fn take(&mut self, name: &str, value: &Value<'_>) -> Result<bool, ArgsError> {
+        let Some((_, bound)) = self.each().into_iter().find(|(flag, _)| *flag == name) else {
+            return Ok(false);
+        };
+        let ms: u64 = value.parse()?;
+        if !(1..=MAX_PATIENCE_MS).contains(&ms) {
+            return Err(value.error("is not between a millisecond and a day"));
+        }
+        *bound = Duration::from_millis(ms);
+        Ok(true)
+    }
+}
+
 /// `__balancer`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BalancerSettings {
@@ -192,13 +244,15 @@ pub struct BalancerSettings {
     pub app: AppName,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// How long it waits for whom.
+    pub patience: Patience,
 }
 
 impl BalancerSettings {
     /// Reads the arguments after `__balancer`.
     pub fn from_args(args: &[OsString]) -> Result<Self, ArgsError> {
         let mut settings = Settings::default();
-        let (mut app, mut listen) = (None, None);
+        let (mut app, mut listen, mut patience) = (None, None, Patience::default());
         let args = Args::new("__balancer", args);
         args.each(|name, value| match name {
             "--app" => value.parse().map(|v| app = Some(v)),
@@ -208,10 +262,11 @@ impl BalancerSettings {
                     Some(listen_address(&text).ok_or_else(|| value.error("is not an address to listen on"))?);
                 Ok(())
             }
+            _ if patience.take(name, &value)? => Ok(()),
             _ => common(&mut settings, name, value),
         })?;
         match (app, listen) {
-            (Some(app), Some(listen)) => Ok(Self { settings, app, listen }),
+            (Some(app), Some(listen)) => Ok(Self { settings, app, listen, patience }),
             _ => Err(args.error("--app and --listen are needed")),
         }
     }
@@ -221,6 +276,9 @@ impl BalancerSettings {
         self.settings.write(&mut out);
         out.extend(["--app".into(), self.app.to_string().into()]);
         out.extend(["--listen".into(), self.listen.to_string().into()]);
+        for (flag, bound) in self.patience.clone().each() {
+            out.extend([flag.into(), bound.as_millis().to_string().into()]);
+        }
         out
     }
 }
@@ -367,8 +425,9 @@ mod tests {
             let s = SuperviseSettings { settings: settings.clone(), role };
             assert_eq!(SuperviseSettings::from_args(&s.to_args()), Ok(s));
         }
-        let b =
-            BalancerSettings { settings, app: "web".parse().unwrap(), listen: "0.0.0.0:80".parse().unwrap() };
+        let patience = Patience { client: Duration::from_millis(1500), ..Patience::default() };
+        let (app, listen) = ("web".parse().unwrap(), "0.0.0.0:80".parse().unwrap());
+        let b = BalancerSettings { settings, app, listen, patience };
         assert_eq!(BalancerSettings::from_args(&b.to_args()), Ok(b));
     }
 
@@ -390,7 +449,9 @@ mod tests {
             let error = SuperviseSettings::from_args(&os(bad)).expect_err("refused").to_string();
             assert!(error.starts_with("__supervise: "), "{error}");
         }
-        assert!(BalancerSettings::from_args(&os(&["--app", "x", "--listen", ":0"])).is_err());
+        for bad in [&["--listen", ":0"][..], &["--listen", ":1", "--tunnel-ms", "0"]] {
+            assert!(BalancerSettings::from_args(&os(&[&["--app", "x"], bad].concat())).is_err());
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// How long a backend that could not be connected to is passed over.
 const HOLD_OFF: Duration = Duration::from_secs(1);
@@ -97,6 +98,8 @@ pub struct Member {
     pub address: SocketAddr,
     in_flight: AtomicU32,
     marks: Mutex<Marks>,
+    // Whether it gets nothing new and shall finish what it has.
+    drained: watch::Sender<bool>,
 }
 
 /// What checks and failing connections say.
@@ -115,7 +118,12 @@ impl Member {
             address: spec.address,
             in_flight: AtomicU32::new(0),
             marks: Mutex::new(Marks::default()),
+            drained: watch::Sender::new(spec.state == BackendState::Draining),
         }
+    }
+    /// Whether it is drained, now and from now on.
+    pub fn drained(&self) -> watch::Receiver<bool> {
+        self.drained.subscribe()
     }
     fn is_well(&self, now: Instant) -> bool {
         let m = lock(&self.marks);
@@ -220,6 +228,12 @@ impl Pool {
             at.map_or_else(|| Arc::new(Member::new(b)), |at| old.swap_remove(at))
         });
         inner.members = new.collect();
+        for (member, backend) in inner.members.iter().zip(&spec.backends) {
+            member.drained.send_replace(backend.state == BackendState::Draining);
+        }
+        for member in &old {
+            member.drained.send_replace(true);
+        }
         inner.leaving = old;
         inner.spec = spec;
         Ok(())
@@ -264,6 +278,13 @@ impl Pool {
         let here = inner.spec.backends.iter().zip(&inner.members).map(|(s, m)| m.report(s.state, now));
         let leaving = inner.leaving.iter().map(|m| m.report(BackendState::Draining, now));
         (inner.spec.epoch, inner.spec.generation, here.chain(leaving).collect())
+    }
+    /// Everybody is to finish what it has: the balancer ends.
+    pub fn drain_all(&self) {
+        let inner = lock(&self.inner);
+        for member in inner.members.iter().chain(&inner.leaving) {
+            member.drained.send_replace(true);
+        }
     }
     /// Requests on their way, over all backends.
     pub fn in_flight(&self) -> u32 {
@@ -323,10 +344,14 @@ mod tests {
         let flying =
             || pool.report(Instant::now()).2.iter().map(|b| (b.state, b.in_flight)).collect::<Vec<_>>();
         assert_eq!(flying(), [(Draining, 1)], "the drained request still counts");
+        let drained = ticket.member().drained();
+        assert!(*drained.borrow(), "and is told");
         assert_eq!(pool.swap(spec(3, 1, &[])), Ok(()));
         assert_eq!(flying(), [(Draining, 1)], "also when the backend is out of the pool");
+        assert!(*drained.borrow());
         assert_eq!(pool.swap(spec(3, 2, &[(0, Active)])), Ok(()));
         assert_eq!(flying(), [(Active, 1)], "and when it comes back");
+        assert!(!*drained.borrow());
         drop(ticket);
         assert_eq!(flying(), [(Active, 0)]);
         pool.swap(spec(3, 3, &[])).unwrap();

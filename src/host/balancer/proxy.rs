@@ -12,15 +12,20 @@
 //!   nothing left, and may be stopped.
 //!
 //! A request whose backend dies while it works is answered 502: it may have been worked on.
+//!
+//! Nobody holds an exchange for ever, and with it a drain: see [`super::patience`].
 
 use super::headers;
+use super::patience::{Counted, Progress, Silence, Wait};
 use super::pool::{Pool, Ticket};
+use crate::settings::Patience;
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
+use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -29,6 +34,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 /// Bounds of one request.
@@ -38,20 +44,15 @@ pub struct Bounds {
     pub connect: Duration,
     /// Backends that are tried until one accepts the connection.
     pub backends: usize,
-    /// From the request to the head of the answer, upload included.
-    pub answer: Duration,
     /// Bytes of a request's target and headers.
     pub head: usize,
+    /// For clients and replicas that stop in the middle.
+    pub patience: Patience,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(1),
-            backends: 3,
-            answer: Duration::from_secs(300),
-            head: 64 << 10,
-        }
+        Self { connect: Duration::from_secs(1), backends: 3, head: 64 << 10, patience: Patience::default() }
     }
 }
 
@@ -73,21 +74,38 @@ pub enum ReplyBody {
 /// A body on its way through, with what must live as long as it does.
 pub struct Passed {
     body: Incoming,
+    progress: Arc<Progress>,
+    silence: Silence,
     // Whether the answer is through or the client is gone: then this connection has served.
     _connection: AbortOnDrop,
     _ticket: Ticket,
 }
 
+impl Passed {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                self.progress.moved();
+                Poll::Ready(frame.map(|f| f.map_err(io::Error::other)))
+            }
+            Poll::Pending => Pin::new(&mut self.silence).poll(cx).map(|()| {
+                let text = "neither the replica nor the client moves";
+                Some(Err(io::Error::new(io::ErrorKind::TimedOut, text)))
+            }),
+        }
+    }
+}
+
 impl Body for ReplyBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = io::Error;
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match self.get_mut() {
             Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Self::Passed(p) => Pin::new(&mut p.body).poll_frame(cx),
+            Self::Passed(p) => p.poll_frame(cx),
         }
     }
     fn is_end_stream(&self) -> bool {
@@ -104,24 +122,53 @@ impl Body for ReplyBody {
     }
 }
 
-/// A client's body on its way to a backend. It remembers whether it broke, so that no replica is blamed for it.
+/// A client's body on its way to a backend.
 struct Upload {
     body: Incoming,
-    broken: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+    fate: Arc<Fate>,
+    wait: Wait,
+    bound: Duration,
+}
+
+/// What became of an upload, so that no replica is blamed for it.
+#[derive(Debug, Default)]
+struct Fate {
+    /// It broke.
+    broken: AtomicBool,
+    /// Nothing came for too long.
+    stalled: AtomicBool,
+    /// The replica began to answer: now the client may well wait for more of that before it goes on.
+    answered: AtomicBool,
 }
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = io::Error;
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Err(_))) = &frame {
-            self.broken.store(true, Ordering::Release);
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                this.wait.end();
+                this.progress.moved();
+                if let Some(Err(_)) = &frame {
+                    this.fate.broken.store(true, Ordering::Release);
+                }
+                Poll::Ready(frame.map(|f| f.map_err(io::Error::other)))
+            }
+            // We are asked for bytes only while the replica takes them, so it is the client who is late.
+            Poll::Pending
+                if this.wait.poll_over(this.bound, cx) && !this.fate.answered.load(Ordering::Acquire) =>
+            {
+                this.fate.stalled.store(true, Ordering::Release);
+                let text = "the client sends nothing more";
+                Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::TimedOut, text))))
+            }
+            Poll::Pending => Poll::Pending,
         }
-        frame
     }
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
@@ -143,6 +190,11 @@ impl Proxy {
     /// Over a pool.
     pub const fn new(pool: Arc<Pool>, bounds: Bounds) -> Self {
         Self { pool, bounds }
+    }
+
+    /// How long it waits for whom.
+    pub const fn patience(&self) -> &Patience {
+        &self.bounds.patience
     }
 
     /// Answers one request of `client`.
@@ -198,33 +250,49 @@ impl Proxy {
         let (mut request, client_side) =
             outgoing(request, client).map_err(|text| (StatusCode::BAD_REQUEST, text))?;
         *request.version_mut() = Version::HTTP_11;
-        let broken = Arc::new(AtomicBool::new(false));
-        let request = request.map(|body| Upload { body, broken: Arc::clone(&broken) });
-        let answer = tokio::time::timeout(self.bounds.answer, sender.send_request(request)).await;
+        let patience = &self.bounds.patience;
+        let (progress, fate) = (Progress::begin(), Arc::new(Fate::default()));
+        let request = request.map(|body| Upload {
+            body,
+            progress: Arc::clone(&progress),
+            fate: Arc::clone(&fate),
+            wait: Wait::default(),
+            bound: patience.client,
+        });
+        let answer = tokio::select! {
+            answer = sender.send_request(request) => Some(answer),
+            () = Silence::of(&progress, patience.exchange) => None,
+        };
         let mut response = match answer {
-            Ok(Ok(response)) => response,
-            Ok(Err(_)) if broken.load(Ordering::Acquire) => {
+            Some(Ok(response)) => response,
+            Some(Err(_)) if fate.stalled.load(Ordering::Acquire) => {
+                let text = format!("nothing more of the request's body came for {:?}", patience.client);
+                return Err((StatusCode::REQUEST_TIMEOUT, text));
+            }
+            Some(Err(_)) if fate.broken.load(Ordering::Acquire) => {
                 return Err((
                     StatusCode::BAD_REQUEST,
                     "the body of the request is broken or ends early".into(),
                 ));
             }
-            Ok(Err(error)) => {
+            Some(Err(error)) => {
                 tracing::debug!(%replica, %error, "no answer");
                 return Err(lost("ended before it answered; the request may have been worked on"));
             }
-            Err(_) => {
-                let text = format!("replica {replica} did not answer within {:?}", self.bounds.answer);
+            None => {
+                let text = format!("replica {replica} did not answer within {:?}", patience.exchange);
                 return Err((StatusCode::GATEWAY_TIMEOUT, text));
             }
         };
+        fate.answered.store(true, Ordering::Release);
+        progress.moved();
 
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return match client_side {
                 Some(client_side) if headers::is_websocket(response.headers()) => {
                     // hyper's connection task ends by itself once it has handed the stream over.
                     connection.keep();
-                    tunnel(client_side, hyper::upgrade::on(&mut response), ticket);
+                    tunnel(client_side, hyper::upgrade::on(&mut response), ticket, patience.clone());
                     let mut reply = Response::new(ReplyBody::Own(Full::default()));
                     *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
                     *reply.headers_mut() = std::mem::take(response.headers_mut());
@@ -241,7 +309,8 @@ impl Proxy {
         let (mut head, body) = response.into_parts();
         headers::strip(&mut head.headers);
         head.version = Version::HTTP_11;
-        let passed = Passed { body, _connection: connection, _ticket: ticket };
+        let silence = Silence::of(&progress, patience.exchange);
+        let passed = Passed { body, progress, silence, _connection: connection, _ticket: ticket };
         Ok(Response::from_parts(head, ReplyBody::Passed(passed)))
     }
 }
@@ -284,19 +353,49 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Joins the two sides of a WebSocket until one of them ends; it counts as in flight all that time.
-fn tunnel(client: hyper::upgrade::OnUpgrade, backend: hyper::upgrade::OnUpgrade, ticket: Ticket) {
+/// Joins the two sides of a WebSocket until one of them ends, or nobody says anything for too long; it counts as in
+/// flight all that time.
+fn tunnel(
+    client: hyper::upgrade::OnUpgrade,
+    backend: hyper::upgrade::OnUpgrade,
+    ticket: Ticket,
+    patience: Patience,
+) {
     tokio::spawn(async move {
-        let joined: Result<(), io::Error> = async {
-            let mut client = TokioIo::new(client.await.map_err(io::Error::other)?);
-            let mut backend = TokioIo::new(backend.await.map_err(io::Error::other)?);
-            tokio::io::copy_bidirectional(&mut client, &mut backend).await?;
-            Ok(())
-        }
-        .await;
-        if let Err(error) = joined {
-            tracing::debug!(replica = %ticket.member().replica, %error, "a tunnel broke");
+        let replica = ticket.member().replica;
+        let progress = Progress::begin();
+        let joined = async {
+            let client = TokioIo::new(client.await.map_err(io::Error::other)?);
+            let backend = TokioIo::new(backend.await.map_err(io::Error::other)?);
+            let (mut client, mut backend) =
+                (Counted::new(client, &progress), Counted::new(backend, &progress));
+            tokio::io::copy_bidirectional(&mut client, &mut backend).await.map(drop)
+        };
+        tokio::select! {
+            joined = joined => if let Err(error) = joined {
+                tracing::debug!(%replica, %error, "a tunnel broke");
+            },
+            () = quiet(&progress, ticket.member().drained(), &patience) => {
+                tracing::debug!(%replica, "a tunnel was quiet for too long");
+            }
         }
         drop(ticket);
     });
+}
+
+/// Until nothing has moved for as long as a tunnel may be quiet, which is short while its replica is drained: a
+/// WebSocket never ends by itself, and a quiet one loses nothing when its client connects again.
+async fn quiet(progress: &Arc<Progress>, mut drained: watch::Receiver<bool>, patience: &Patience) {
+    loop {
+        let draining = *drained.borrow_and_update();
+        let bound = if draining { patience.tunnel_drain } else { patience.tunnel };
+        let silence = Silence::of(progress, bound);
+        tokio::select! {
+            () = silence => return,
+            changed = drained.changed() => if changed.is_err() {
+                // Nobody can drain it any more.
+                return Silence::of(progress, bound).await;
+            },
+        }
+    }
 }

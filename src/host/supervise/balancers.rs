@@ -4,7 +4,7 @@ use super::apps::{App, disk};
 use super::state::Supervisor;
 use crate::balancer::control::{Answer, Ask};
 use crate::balancer::pool::{PoolSpec, SwapError};
-use crate::settings::{BalancerSettings, listen_address};
+use crate::settings::{BalancerSettings, Patience, listen_address};
 use crate::{process, record, wire};
 use keelway_deploy::protocol::{BalancerReport, Refusal, RefusalKind};
 use keelway_disk::Lock;
@@ -27,7 +27,8 @@ const LOOK: Duration = Duration::from_millis(10);
 impl Supervisor {
     fn balancer_settings(&self, app: &App) -> Option<BalancerSettings> {
         let listen = listen_address(&app.settings()?.listen)?;
-        Some(BalancerSettings { settings: self.settings.clone(), app: app.name.clone(), listen })
+        let (settings, patience) = (self.settings.clone(), Patience::default());
+        Some(BalancerSettings { settings, app: app.name.clone(), listen, patience })
     }
     async fn ask_balancer(&self, settings: &BalancerSettings, ask: &Ask) -> Result<Answer, wire::CallError> {
         wire::call(&settings.socket(), ask, ANSWER).await

@@ -13,6 +13,8 @@ mod balancing;
 mod http;
 #[path = "live/replicas.rs"]
 mod replicas;
+#[path = "live/stalling.rs"]
+mod stalling;
 
 use keelway_host::{BalancerSettings, SuperviseSettings};
 use libtest_mimic::{Arguments, Trial};
@@ -81,6 +83,11 @@ fn tests() -> ExitCode {
         Trial::test("a_killed_balancer_has_its_pool_again", || run(balancing::killed_balancer)),
         Trial::test("requests_pass_unchanged_and_once", || run(balancing::requests_pass)),
         Trial::test("a_sick_backend_gets_nothing", || run(balancing::sick_backend)),
+        Trial::test("a_client_that_stops_reading_is_given_up", || run(stalling::client_stops_reading)),
+        Trial::test("a_slow_reader_is_not_cut", || run(stalling::slow_reader_is_not_cut)),
+        Trial::test("a_client_that_stops_sending_is_given_up", || run(stalling::client_stops_sending)),
+        Trial::test("a_replica_that_stops_answering_is_given_up", || run(stalling::replica_stops_answering)),
+        Trial::test("quiet_tunnels_end_in_a_drain", || run(stalling::quiet_tunnels)),
         Trial::test("life_of_a_replica", || run(replicas::life)),
         Trial::test("whoever_is_killed_comes_back", || run(replicas::kills)),
         Trial::test("a_balancer_is_watched_from_the_first", || run(replicas::watched)),

@@ -42,6 +42,12 @@ fn serve(mut stream: TcpStream, mut log: File) {
             return;
         }
         let (status, body) = answer(&target, &request, &mut log);
+        if target.starts_with("/half") {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
+            // Nothing more; until the other side has enough of it.
+            let _ = reader.read_line(&mut String::new());
+            return;
+        }
         if target.starts_with("/two-lengths") {
             let reply = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
             if stream.write_all(reply.as_bytes()).is_err() {
@@ -68,6 +74,9 @@ fn answer(target: &str, request: &Message, log: &mut File) -> (&'static str, Str
     log.write_all(format!("{target}\n").as_bytes()).expect("the log");
     if let Some(wait) = target.split("wait=").nth(1).and_then(|w| w.parse().ok()) {
         std::thread::sleep(Duration::from_millis(wait));
+    }
+    if let Some(bytes) = target.split("bytes=").nth(1).and_then(|b| b.parse().ok()) {
+        return ("200 OK", "x".repeat(bytes));
     }
     (
         "200 OK",

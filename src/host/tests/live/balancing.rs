@@ -7,7 +7,7 @@ use keelway_deploy::frame;
 use keelway_deploy::protocol::{Backend as Entry, BackendState, BalancerReport, Epoch};
 use keelway_host::balancer::control::{Answer, Ask};
 use keelway_host::balancer::pool::PoolSpec;
-use keelway_host::{BalancerSettings, Settings};
+use keelway_host::{BalancerSettings, Patience, Settings};
 use keelway_model::plan::Health;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -41,7 +41,7 @@ fn rule() -> Health {
     }
 }
 
-struct Balancer {
+pub struct Balancer {
     settings: BalancerSettings,
     child: Child,
     generation: u64,
@@ -50,10 +50,15 @@ struct Balancer {
 
 impl Balancer {
     fn start(name: &str, port: u16) -> Self {
+        Self::patient(name, port, Patience::default())
+    }
+    /// One that waits for so long.
+    pub fn patient(name: &str, port: u16, patience: Patience) -> Self {
         let settings = BalancerSettings {
             settings: Settings { root: scratch(name), ..Settings::default() },
             app: "web".parse().unwrap(),
             listen: SocketAddr::from(([127, 0, 0, 1], port)),
+            patience,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let child = Self::spawn(&settings);
@@ -72,13 +77,13 @@ impl Balancer {
             frame::read(&mut stream).await.ok()?
         })
     }
-    fn report(&self) -> BalancerReport {
+    pub fn report(&self) -> BalancerReport {
         match self.ask(&Ask::Report) {
             Some(Answer::Report { report, .. }) => report,
             other => panic!("{other:?}"),
         }
     }
-    fn set(&mut self, backends: &[(u32, SocketAddr, BackendState)]) -> BalancerReport {
+    pub fn set(&mut self, backends: &[(u32, SocketAddr, BackendState)]) -> BalancerReport {
         self.generation += 1;
         let backends = backends.iter().map(|(slot, address, state)| Entry {
             replica: format!("r1-{slot}").parse().unwrap(),
@@ -92,7 +97,7 @@ impl Balancer {
             other => panic!("{other:?}"),
         }
     }
-    fn at(&self) -> SocketAddr {
+    pub fn at(&self) -> SocketAddr {
         self.settings.listen
     }
 }

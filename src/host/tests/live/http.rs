@@ -82,7 +82,11 @@ impl Client {
         let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        Ok(Self { reader: BufReader::new(stream) })
+        Ok(Self::of(stream))
+    }
+    /// On a connection that is there.
+    pub fn of(stream: TcpStream) -> Self {
+        Self { reader: BufReader::new(stream) }
     }
     pub fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.reader.get_mut().write_all(bytes)
