@@ -126,6 +126,24 @@ pub enum SetupError {
         /// How it failed.
         errno: Errno,
     },
+    /// The kernel makes no user namespace.
+    #[error("cannot make a user namespace: {errno}{hint}")]
+    UserNamespace {
+        /// How it failed.
+        errno: Errno,
+        /// What mends it; empty or starting with a separator.
+        hint: String,
+    },
+    /// A file system whose mounts cannot translate ids. The launcher then takes the machine's own ids.
+    #[error("the file system of {path:?} cannot translate user ids: {errno}; `keelway doctor` says what can")]
+    IdMap {
+        /// Host path.
+        path: PathBuf,
+        /// How it failed.
+        errno: Errno,
+        /// It is part of the root, so the next sandbox meets it as well.
+        root: bool,
+    },
     /// A cgroup.
     #[error("cannot {action} the cgroup {path:?}: {errno}")]
     Cgroup {

@@ -12,6 +12,7 @@ pub(crate) use interpreter::interpreter;
 
 use crate::cgroup::{Door, Group};
 use crate::error::SetupError;
+use crate::ids::Namespaces;
 use crate::proto::{self, Inner, Order, Report, Request, Stub};
 use crate::root;
 use crate::running::ExitKind;
@@ -51,12 +52,14 @@ fn supervise(control: &OwnedFd) -> i32 {
     // for the owner.
     let _ = sys::place_fd(std::io::stdout().as_fd(), 0);
     let _ = nix::unistd::setsid();
-    let (request, stdio) = match proto::receive::<Request>(control.as_fd()) {
+    let (request, mut fds) = match proto::receive::<Request>(control.as_fd()) {
         Ok(Some(received)) => received,
         Ok(None) => return 1,
         Err(e) => return fail(control, SetupError::Protocol { detail: e.to_string() }),
     };
-    let Ok(stdio) = <[OwnedFd; proto::MAX_FDS]>::try_from(stdio) else {
+    // The lock of the id range, where there is one: kept until this process ends, after every other.
+    let _range = fds.split_off(fds.len().min(3));
+    let Ok(stdio) = <[OwnedFd; 3]>::try_from(fds) else {
         return fail(control, SetupError::Protocol { detail: "a spec without its three descriptors".into() });
     };
     let group = match request.cgroups.create() {
@@ -86,25 +89,24 @@ fn start(
         let action = action.to_owned();
         move |errno: Errno| SetupError::Step { action, errno: errno.into() }
     };
-    let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let join = match &request.spec.network {
-        Network::None => {
-            namespaces |= libc::CLONE_NEWNET;
-            None
-        }
-        Network::Host => None,
+        Network::None | Network::Host => None,
         Network::Join(path) => {
             let fd = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
                 .map_err(|e| SetupError::JoinNetwork { path: path.clone(), errno: e.into() })?;
             Some(fd)
         }
     };
+    let mut spaces = Namespaces::make(request.ids, request.spec.network == Network::None)?;
+    spaces.net = spaces.net.or(join);
     let (life, theirs) = UnixStream::pair()
         .map_err(|e| SetupError::Step { action: "make PID 1's socket".into(), errno: e.into() })?;
-    match sys::clone_pid1(namespaces).map_err(step("make the namespaces"))? {
+    // These belong to the machine's user namespace: nobody inside has power over them.
+    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
+    match sys::clone_into(namespaces).map_err(step("make the namespaces"))? {
         Cloned::Child => {
             drop(life);
-            pid1::run(control.as_raw_fd(), theirs, request, pid1::Gifts { join, stdio, doors })
+            pid1::run(control.as_raw_fd(), theirs, request, pid1::Gifts { spaces, stdio, doors })
         }
         Cloned::Parent { pid, pidfd } => {
             Ok(Kept { pid, pidfd, life, stubs: Vec::new(), failure: None, started: false, end: None })

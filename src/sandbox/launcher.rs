@@ -7,6 +7,7 @@
 use crate::binary;
 use crate::cgroup::{Layout, ParentName, Plan, remove_parents};
 use crate::error::{SetupError, SpawnError};
+use crate::ids::{self, IdMap, Range};
 use crate::proto::{self, Report, Request};
 use crate::running::Running;
 use crate::spec::Spec;
@@ -32,6 +33,19 @@ pub enum OverlayApi {
     Legacy,
 }
 
+/// Whose ids sandboxes get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ids {
+    /// Each a range that no other living sandbox of the machine has; where a file system cannot translate ids, the
+    /// machine's own, with a warning. The directory holds a lock for each range.
+    Own {
+        /// The same for all owners of the machine; `None` is `/run/keelway/ids`.
+        claims: Option<PathBuf>,
+    },
+    /// The caller's own, in a user namespace all the same.
+    Same,
+}
+
 /// What a [`Launcher`] needs to know once.
 #[derive(Debug, Clone)]
 pub struct LauncherConfig {
@@ -43,12 +57,20 @@ pub struct LauncherConfig {
     pub layout: Option<Layout>,
     /// How to mount.
     pub overlay: OverlayApi,
+    /// User ids.
+    pub ids: Ids,
 }
 
 impl LauncherConfig {
     /// The usual one.
     pub fn new(cgroup_parent: ParentName) -> Self {
-        Self { cgroup_parent, init: None, layout: None, overlay: OverlayApi::Auto }
+        Self {
+            cgroup_parent,
+            init: None,
+            layout: None,
+            overlay: OverlayApi::Auto,
+            ids: Ids::Own { claims: None },
+        }
     }
 }
 
@@ -105,6 +127,8 @@ struct Inner {
     config: LauncherConfig,
     layout: Layout,
     binary: OnceLock<OwnedFd>,
+    /// Why ids are not translated here, once that was seen.
+    same_ids: OnceLock<String>,
 }
 
 impl Launcher {
@@ -112,7 +136,7 @@ impl Launcher {
     /// process pays nothing.
     pub fn new(config: LauncherConfig) -> Self {
         let layout = config.layout.clone().unwrap_or_else(Layout::detect);
-        Self(Arc::new(Inner { config, layout, binary: OnceLock::new() }))
+        Self(Arc::new(Inner { config, layout, binary: OnceLock::new(), same_ids: OnceLock::new() }))
     }
 
     /// The cgroups found.
@@ -124,6 +148,46 @@ impl Launcher {
     /// some milliseconds.
     pub fn spawn(&self, spec: &Spec, stdio: Stdio) -> Result<Running, SpawnError> {
         spec.check()?;
+        if self.0.config.ids == Ids::Same {
+            return self.spawn_with(spec, &stdio, None, Vec::new());
+        }
+        if let Some(why) = self.0.same_ids.get() {
+            return self.spawn_with(spec, &stdio, None, vec![why.clone()]);
+        }
+        match self.spawn_with(spec, &stdio, Some(self.claim()?), Vec::new()) {
+            // Nothing ran and nothing was mounted yet.
+            Err(SpawnError::Setup(SetupError::IdMap { path, errno, root })) => {
+                let why = format!(
+                    "root of this sandbox is the machine's own id 0, without its powers: the file system of {} cannot translate user ids ({errno})",
+                    path.display()
+                );
+                if root {
+                    let _ = self.0.same_ids.set(why.clone());
+                }
+                self.spawn_with(spec, &stdio, None, vec![why])
+            }
+            other => other,
+        }
+    }
+
+    fn claim(&self) -> Result<Range, SpawnError> {
+        let directory = match &self.0.config.ids {
+            Ids::Own { claims: Some(directory) } => directory.clone(),
+            Ids::Own { claims: None } | Ids::Same => ids::default_directory(),
+        };
+        ids::claim(&directory).map_err(|source| SpawnError::Launch {
+            action: "claim a range of user ids in /run/keelway/ids",
+            source,
+        })
+    }
+
+    fn spawn_with(
+        &self,
+        spec: &Spec,
+        stdio: &Stdio,
+        range: Option<Range>,
+        mut warnings: Vec<String>,
+    ) -> Result<Running, SpawnError> {
         let plan = Plan {
             layout: self.0.layout.clone(),
             parent: self.0.config.cgroup_parent.clone(),
@@ -136,11 +200,14 @@ impl Launcher {
         let request = Request {
             spec: spec.clone(),
             cgroups: plan,
+            ids: range.as_ref().map_or(IdMap::SAME, |r| r.map),
             legacy_overlay: self.0.config.overlay == OverlayApi::Legacy,
         };
-        let fds = [stdio.stdin.as_raw_fd(), stdio.stdout.as_raw_fd(), stdio.stderr.as_raw_fd()];
+        let mut fds = vec![stdio.stdin.as_raw_fd(), stdio.stdout.as_raw_fd(), stdio.stderr.as_raw_fd()];
+        fds.extend(range.as_ref().map(|r| r.lock.as_fd().as_raw_fd()));
         let sent = proto::send(running.control(), &request, &fds);
-        drop(stdio);
+        // The supervisor has a copy and holds the range from here on.
+        drop(range);
         if let Err(source) = sent {
             return Err(SpawnError::Launch { action: "send it the spec", source });
         }
@@ -150,7 +217,8 @@ impl Launcher {
             return Err(SpawnError::InitLost { detail });
         }
         match proto::receive::<Report>(running.control()) {
-            Ok(Some((Report::Started { pid, warnings }, mut fds))) if fds.len() == 1 => {
+            Ok(Some((Report::Started { pid, warnings: more }, mut fds))) if fds.len() == 1 => {
+                warnings.extend(more);
                 running.started(pid, fds.remove(0), warnings);
                 Ok(running)
             }

@@ -7,6 +7,7 @@
 
 use crate::cgroup::Plan as CgroupPlan;
 use crate::error::SetupError;
+use crate::ids::IdMap;
 use crate::running::{ExitKind, Usage};
 use crate::spec::Spec;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -16,18 +17,20 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Raised with every change of a message.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 /// Longest frame in bytes: a spec with its largest arguments and some files.
 const MAX_FRAME: usize = 64 << 20;
 const HEADER: usize = 5;
 /// Most descriptors on one frame.
-pub(crate) const MAX_FDS: usize = 3;
+const MAX_FDS: usize = 4;
 
-/// Owner to supervisor, once, with stdin, stdout and stderr.
+/// Owner to supervisor, once, with stdin, stdout, stderr and the lock of the id range, if there is one.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
     pub spec: Spec,
     pub cgroups: CgroupPlan,
+    /// What its ids are on the machine.
+    pub ids: IdMap,
     /// Mount the root by mount(2), as kernels before 6.8 need it.
     pub legacy_overlay: bool,
 }

@@ -10,16 +10,17 @@ mod overlay;
 mod target;
 
 use crate::error::SetupError;
+use crate::ids::IdMap;
 use crate::proto::Stub;
 use crate::spec::{Access, Mount, MountKind, RootFs, Spec};
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::mount::{MntFlags, umount2};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mkdirat, mknodat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mkdirat, mknodat, stat};
 use nix::unistd::{fchdir, pivot_root, symlinkat, write};
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use target::Targets;
 
@@ -77,22 +78,43 @@ struct Parts {
     binds: Vec<Option<OwnedFd>>,
 }
 
+/// Beyond the spec.
+pub(crate) struct How<'a> {
+    /// Mount the root by mount(2), as kernels before 6.8 need it.
+    pub legacy: bool,
+    /// What the ids of its files are on the machine.
+    pub ids: IdMap,
+    /// The user namespace with that map.
+    pub user: BorrowedFd<'a>,
+}
+
+impl How<'_> {
+    /// Makes a detached mount show the files' ids as the sandbox's.
+    fn translate(&self, mount: &OwnedFd, recursive: bool) -> Result<(), Errno> {
+        if self.ids.translates() { sys::mount_idmap(mount.as_fd(), self.user, recursive) } else { Ok(()) }
+    }
+}
+
 /// Builds it and pivots into it. `stubs` gets what was made in the upper directory, also on failure.
-pub(crate) fn enter(spec: &Spec, legacy: bool, stubs: &mut Vec<Stub>) -> Result<(), SetupError> {
+///
+/// Still with all powers over the machine, but what is made in a file system belongs to the sandbox's root; the overlay
+/// remembers its maker, and changes layers as that one.
+pub(crate) fn enter(spec: &Spec, how: &How<'_>, stubs: &mut Vec<Stub>) -> Result<(), SetupError> {
+    sys::own_files_as(how.ids.base).map_err(step("make files as the sandbox's root"))?;
     let host_root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(step("open /"))?;
     sys::mount_setattr(host_root.as_fd(), 0, libc::MS_PRIVATE, true)
         .map_err(step("make the mounts private (is / a mount point?)"))?;
-    let parts = Parts::open(spec)?;
-    let root = overlay::mount(&spec.root, host_root.as_fd(), legacy)?;
+    let parts = Parts::open(spec, how)?;
+    let root = overlay::mount(&spec.root, host_root.as_fd(), how)?;
     let upper = match &spec.root {
         RootFs::Overlay { upper, .. } => Some(open_host_dir(upper)?),
         RootFs::ReadOnly { .. } => None,
     };
-    let mut targets = Targets::new(root.as_fd(), upper, stubs)?;
+    let mut targets = Targets::new(root.as_fd(), upper, how.ids, stubs)?;
     proc(&mut targets, &parts)?;
     sys_fs(&mut targets, &parts)?;
-    dev(&mut targets, &parts, spec)?;
+    dev(&mut targets, &parts, spec, how.ids)?;
     for (mount, bind) in spec.mounts.iter().zip(&parts.binds) {
         extra(&mut targets, mount, bind.as_ref())?;
     }
@@ -134,6 +156,11 @@ fn mount_error(what: &str, target: impl Into<PathBuf>) -> impl FnOnce(Errno) -> 
     move |errno| SetupError::Mount { what, target, errno: errno.into(), hint: String::new() }
 }
 
+fn id_map_error(path: &Path, root: bool) -> impl FnOnce(Errno) -> SetupError {
+    let path = path.to_owned();
+    move |errno| SetupError::IdMap { path, errno: errno.into(), root }
+}
+
 fn open_host_dir(path: &Path) -> Result<OwnedFd, SetupError> {
     open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(step(format!("open the directory {path:?}")))
@@ -154,7 +181,7 @@ fn tmpfs(size: u64, mode: u32, attributes: u64) -> Result<OwnedFd, Errno> {
 }
 
 impl Parts {
-    fn open(spec: &Spec) -> Result<Self, SetupError> {
+    fn open(spec: &Spec, how: &How<'_>) -> Result<Self, SetupError> {
         let nodes = device_nodes()?;
         let devices = DEVICES
             .iter()
@@ -165,7 +192,7 @@ impl Parts {
             .map_err(mount_error("a null device, read-only", "/proc"))?;
         let empty = tmpfs(4096, 0o555, RDONLY | NOSUID | NODEV | NOEXEC)
             .map_err(mount_error("an empty directory", "/proc"))?;
-        let binds = spec.mounts.iter().map(open_bind).collect::<Result<_, _>>()?;
+        let binds = spec.mounts.iter().map(|m| open_bind(m, how)).collect::<Result<_, _>>()?;
         Ok(Self { devices, null, empty, binds })
     }
 }
@@ -195,7 +222,7 @@ fn is_dir(mode: libc::mode_t) -> bool {
     SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFDIR
 }
 
-fn open_bind(mount: &Mount) -> Result<Option<OwnedFd>, SetupError> {
+fn open_bind(mount: &Mount, how: &How<'_>) -> Result<Option<OwnedFd>, SetupError> {
     let MountKind::Bind { source, access } = &mount.kind else { return Ok(None) };
     let error = |errno: Errno| SetupError::BindSource { path: source.clone(), errno: errno.into() };
     let at = open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(error)?;
@@ -205,6 +232,7 @@ fn open_bind(mount: &Mount) -> Result<Option<OwnedFd>, SetupError> {
         Access::ReadWrite => NOSUID | NODEV,
     };
     sys::mount_setattr(tree.as_fd(), attributes, 0, true).map_err(error)?;
+    how.translate(&tree, true).map_err(id_map_error(source, false))?;
     Ok(Some(tree))
 }
 
@@ -258,7 +286,7 @@ fn sys_fs(targets: &mut Targets<'_>, parts: &Parts) -> Result<(), SetupError> {
     mask(&mount, &MASKED_SYS, parts)
 }
 
-fn dev(targets: &mut Targets<'_>, parts: &Parts, spec: &Spec) -> Result<(), SetupError> {
+fn dev(targets: &mut Targets<'_>, parts: &Parts, spec: &Spec, ids: IdMap) -> Result<(), SetupError> {
     let at = targets.ordinary_directory("dev")?;
     let dev = tmpfs(64 << 10, 0o755, NOSUID | NODEV | NOEXEC).map_err(mount_error("tmpfs", "/dev"))?;
     attach(&dev, &at, "tmpfs", "/dev")?;
@@ -271,7 +299,8 @@ fn dev(targets: &mut Targets<'_>, parts: &Parts, spec: &Spec) -> Result<(), Setu
     for (name, to) in LINKS {
         symlinkat(to, &dev, name).map_err(failed(name))?;
     }
-    let devpts = [(c"ptmxmode", "0666".to_owned()), (c"mode", "0620".to_owned()), (c"gid", "5".to_owned())];
+    let tty = ids.base + 5;
+    let devpts = [(c"ptmxmode", "0666".to_owned()), (c"mode", "0620".to_owned()), (c"gid", tty.to_string())];
     let pts = new_fs(c"devpts", &devpts, NOSUID | NOEXEC).map_err(mount_error("devpts", "/dev/pts"))?;
     let shm =
         tmpfs(spec.shm_size.0, 0o1777, NOSUID | NODEV | NOEXEC).map_err(mount_error("tmpfs", "/dev/shm"))?;
@@ -331,7 +360,13 @@ fn pivot(root: &OwnedFd) -> Result<(), SetupError> {
     // The new root on the old one's place, the old one on top of it for a moment.
     pivot_root(".", ".").map_err(step("pivot into the root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(step("detach the machine's root"))?;
-    nix::unistd::chdir("/").map_err(step("enter the new root"))
+    nix::unistd::chdir("/").map_err(step("enter the new root"))?;
+    // `..` of the root leads to whatever still lies over it.
+    let (inside, above) = (fstat(root), stat("/.."));
+    match (inside, above) {
+        (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino) => Ok(()),
+        _ => Err(step("leave the machine's root: something still lies over the sandbox's")(Errno::EXDEV)),
+    }
 }
 
 /// Removes from the upper directory what init made there; called when every process is dead.

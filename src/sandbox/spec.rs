@@ -5,6 +5,7 @@
 //! beneath the root only. Nothing here opens a file.
 
 use crate::cgroup::BoxName;
+use crate::ids::IDS;
 use keelway_model::{Bytes, Limits};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ pub enum RootFs {
         lowers: Vec<PathBuf>,
         /// Takes the changes.
         upper: PathBuf,
-        /// Overlayfs's own directory: empty, on the file system of `upper`, thrown away afterwards.
+        /// Overlayfs's own directory: empty, beside `upper`, thrown away afterwards.
         work: PathBuf,
     },
     /// Nothing below `/` can be written but the mounts of the spec.
@@ -107,14 +108,25 @@ pub struct Mount {
     pub kind: MountKind,
 }
 
-/// Which capabilities stay (bounding, effective and permitted; the others are empty).
+/// Which capabilities stay (bounding, effective and permitted; the others are empty). They reach as far as the
+/// sandbox's user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CapProfile {
-    /// The 14 that containerd and Docker give by default: for a Dockerfile's RUN.
+    /// The 14 that containerd and Docker give by default: for a Dockerfile's RUN. Set-user-id programs and
+    /// file capabilities work, as package managers and `su` need it.
     Build,
-    /// Without `NET_RAW`, `MKNOD`, `AUDIT_WRITE` and `SETFCAP`: for pipeline steps and replicas.
+    /// Without `NET_RAW`, `MKNOD`, `AUDIT_WRITE` and `SETFCAP`, and with no_new_privs: for pipeline steps and
+    /// replicas.
     Step,
+}
+
+impl CapProfile {
+    /// May a program gain what its file gives it (set-user-id, file capabilities)? Only inside the sandbox's user
+    /// namespace, in any case.
+    pub(crate) fn new_privileges(self) -> bool {
+        self == Self::Build
+    }
 }
 
 /// A resource limit of the process, as setrlimit(2) has them.
@@ -173,8 +185,6 @@ pub struct Spec {
     pub rlimits: Vec<Rlimit>,
     /// Size of /dev/shm.
     pub shm_size: Bytes,
-    /// What user id 0 of the root's files is on disk. Only 0 until user namespaces come.
-    pub id_offset: u32,
 }
 
 impl Spec {
@@ -194,7 +204,6 @@ impl Spec {
             cgroup,
             rlimits: Vec::new(),
             shm_size: Bytes(64 << 20),
-            id_offset: 0,
         }
     }
 
@@ -204,6 +213,13 @@ impl Spec {
             RootFs::Overlay { lowers, upper, work } => {
                 absolute("the upper directory", upper)?;
                 absolute("the work directory", work)?;
+                if upper.parent() != work.parent()
+                    || upper.file_name().is_none()
+                    || work.file_name().is_none()
+                {
+                    let (upper, work) = (upper.clone(), work.clone());
+                    return Err(SpecError::UpperAndWork { upper, work });
+                }
                 lowers
             }
             RootFs::ReadOnly { lowers } if lowers.is_empty() => return Err(SpecError::NoLowers),
@@ -228,17 +244,18 @@ impl Spec {
             return Err(SpecError::EnvName { name: name.clone() });
         }
         absolute("the working directory", &self.cwd)?;
-        if [self.user.uid, self.user.gid].iter().chain(&self.user.groups).any(|id| *id == u32::MAX) {
+        let ids = || [self.user.uid, self.user.gid].into_iter().chain(self.user.groups.iter().copied());
+        if ids().any(|id| id == u32::MAX) {
             return Err(SpecError::Id);
+        }
+        if let Some(id) = ids().find(|id| *id >= IDS) {
+            return Err(SpecError::IdOutside { id });
         }
         if self.user.groups.len() > 65_536 {
             return Err(SpecError::TooManyGroups { count: self.user.groups.len() });
         }
         if self.hostname.is_empty() || self.hostname.len() > 64 || self.hostname.contains('\0') {
             return Err(SpecError::Hostname { hostname: self.hostname.chars().take(80).collect() });
-        }
-        if self.id_offset != 0 {
-            return Err(SpecError::IdOffset { offset: self.id_offset });
         }
         if let Network::Join(path) = &self.network {
             absolute("the network namespace", path)?;
@@ -331,11 +348,21 @@ pub enum SpecError {
         /// The name.
         hostname: String,
     },
-    /// User namespaces are not there yet.
-    #[error("the root's files carry the id offset {offset}; only 0 works until user namespaces come")]
-    IdOffset {
-        /// The offset.
-        offset: u32,
+    /// Beyond the ids of a sandbox.
+    #[error(
+        "the user or group id {id} is outside the sandbox, which has the ids 0 to 65535: choose a smaller one"
+    )]
+    IdOutside {
+        /// The id.
+        id: u32,
+    },
+    /// overlayfs wants both in one mount, and the sandbox makes one for both.
+    #[error("the upper directory {upper:?} and the work directory {work:?} must lie beside one another")]
+    UpperAndWork {
+        /// The one.
+        upper: PathBuf,
+        /// The other.
+        work: PathBuf,
     },
     /// A mount at `/`.
     #[error("a mount cannot take the place of /: name a path below it")]

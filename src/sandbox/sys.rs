@@ -59,14 +59,14 @@ pub(crate) fn seal(memory: &File) -> io::Result<OwnedFd> {
     Ok(File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?.into())
 }
 
-/// The child's side or the parent's of [`clone_pid1`].
+/// The child's side or the parent's of [`clone_into`].
 pub(crate) enum Cloned {
     Child,
     Parent { pid: i32, pidfd: OwnedFd },
 }
 
 /// clone3(2) with new namespaces, like fork otherwise. Only for a process with one thread.
-pub(crate) fn clone_pid1(namespaces: libc::c_int) -> Result<Cloned> {
+pub(crate) fn clone_into(namespaces: libc::c_int) -> Result<Cloned> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain data; all zeroes is its empty form.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -147,6 +147,16 @@ pub(crate) fn move_mount(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Resul
     Ok(())
 }
 
+/// Makes a detached mount translate ids by the map of a user namespace.
+pub(crate) fn mount_idmap(mount: BorrowedFd<'_>, user: BorrowedFd<'_>, recursive: bool) -> Result<()> {
+    let userns_fd = u64::try_from(user.as_raw_fd()).map_err(|_| Errno::EBADF)?;
+    set_attributes(
+        mount,
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd },
+        recursive,
+    )
+}
+
 /// mount_setattr(2) on an open mount.
 pub(crate) fn mount_setattr(
     mount: BorrowedFd<'_>,
@@ -154,7 +164,14 @@ pub(crate) fn mount_setattr(
     propagation: libc::c_ulong,
     recursive: bool,
 ) -> Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    set_attributes(
+        mount,
+        libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 },
+        recursive,
+    )
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, attributes: libc::mount_attr, recursive: bool) -> Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let (fd, size) = (mount.as_raw_fd(), size_of::<libc::mount_attr>());
     // SAFETY: the structure lives through the call and its size is given.
@@ -221,7 +238,34 @@ pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> Result
     Ok(())
 }
 
-/// Loads a seccomp program for this thread. Needs no_new_privs.
+/// The permitted capabilities of this thread.
+fn permitted() -> Result<u64> {
+    // _LINUX_CAPABILITY_VERSION_3, this thread
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let mut data = [0_u32; 6];
+    // SAFETY: version 3 writes two elements of three u32 each; both arrays live through the call.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) })?;
+    Ok(u64::from(data[1]) | u64::from(data[4]) << 32)
+}
+
+/// What this thread makes in a file system belongs to these ids from now on; it keeps its powers over files.
+pub(crate) fn own_files_as(id: u32) -> Result<()> {
+    // SAFETY: integer arguments only. Neither call can say that it failed, but the second gives the id that is set.
+    let set = unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+        (libc::setfsgid(id), libc::setfsuid(id))
+    };
+    let wanted = libc::c_int::try_from(id).map_err(|_| Errno::EINVAL)?;
+    if set != (wanted, wanted) {
+        return Err(Errno::EPERM);
+    }
+    // Leaving id 0 took the file capabilities out of the effective set.
+    let all = permitted()?;
+    capset(all, all, 0)
+}
+
+/// Loads a seccomp program for this thread. Needs no_new_privs, or CAP_SYS_ADMIN in the user namespace.
 pub(crate) fn seccomp(program: &[libc::sock_filter]) -> Result<()> {
     let len = libc::c_ushort::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
     let filter = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };

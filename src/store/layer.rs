@@ -174,8 +174,7 @@ impl Store {
             None => {
                 let root = Root::open(&dir).map_err(StoreError::io("open", &dir))?;
                 pipe::run(self, compression, |blocks| {
-                    write::write_tar(&root, meta.id_offset, blocks)
-                        .map_err(StoreError::io("write a layer of", &dir))
+                    write::write_tar(&root, blocks).map_err(StoreError::io("write a layer of", &dir))
                 })?
             }
         };

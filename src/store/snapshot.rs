@@ -1,6 +1,7 @@
 //! Snapshots: frozen overlayfs uppers.
 //!
-//! A snapshot directory appears whole, by one rename, and is never written again. Its id says nothing about
+//! A snapshot directory appears whole, by one rename, and is never written again. Its files carry the container's own
+//! user ids: sandboxes translate where they mount it. Its id says nothing about
 //! its content, but for a base layer's, which is derived from the layer's diff id.
 
 use crate::error::StoreError;
@@ -38,8 +39,6 @@ const META_VERSION: u32 = 1;
 pub struct SnapshotMeta {
     /// Format of this record.
     pub version: u32,
-    /// What was added to every owner on disk: the container's id is the disk's minus this.
-    pub id_offset: u32,
     /// The layer that it was unpacked from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_id: Option<Digest>,
@@ -95,7 +94,7 @@ impl Upper {
 
     /// Makes it the snapshot `id`; when there is one of that name already, that one stays.
     pub(crate) fn publish(mut self, id: &SnapshotId, diff_id: Option<Digest>) -> Result<(), StoreError> {
-        let meta = SnapshotMeta { version: META_VERSION, id_offset: 0, diff_id };
+        let meta = SnapshotMeta { version: META_VERSION, diff_id };
         self.remember("meta.json", &meta)?;
         // Overlayfs leaves an empty directory in it, of mode 0.
         let dir = Root::open(&self.dir).map_err(StoreError::io("open", &self.dir))?;

@@ -25,18 +25,13 @@ const MAX_KNOWN: usize = 65_536;
 /// Files from this size on have a memo of their own.
 const MEMO_FILE: u64 = 1 << 20;
 
-struct Layer {
-    root: Root,
-    id_offset: u32,
-}
-
 /// The layers that hold a directory, topmost first; empty when there is no such directory.
 type Holders = Arc<Vec<usize>>;
 
 /// The merged view of a chain.
 pub struct View {
     /// Topmost first.
-    layers: Vec<Layer>,
+    layers: Vec<Root>,
     chain: Digest,
     known: Mutex<HashMap<TreePath, Holders>>,
 }
@@ -49,7 +44,7 @@ impl Store {
         for id in chain {
             let dir = self.existing(id)?;
             let root = Root::open(&dir).map_err(StoreError::io("open", &dir))?;
-            layers.push(Layer { root, id_offset: self.snapshot_meta(id)?.id_offset });
+            layers.push(root);
             hasher.field(id.as_str().as_bytes());
         }
         layers.reverse();
@@ -93,7 +88,7 @@ impl View {
                 let source = io::Error::other("too many levels of symbolic links");
                 return Err(TreeError::Io { path: path.clone(), source });
             }
-            let target = layer.root.read_link(next.as_bytes()).map_err(io_error(&next))?;
+            let target = layer.read_link(next.as_bytes()).map_err(io_error(&next))?;
             if target.first() == Some(&b'/') {
                 at = TreePath::root();
             }
@@ -105,15 +100,15 @@ impl View {
     }
 
     /// The topmost entry of a name, and its layer.
-    fn find(&self, path: &TreePath) -> Result<Option<(usize, Stat, &Layer)>, TreeError> {
+    fn find(&self, path: &TreePath) -> Result<Option<(usize, Stat, &Root)>, TreeError> {
         let Some(parent) = path.parent() else {
             let Some(layer) = self.layers.first() else { return Ok(None) };
-            let stat = layer.root.stat(b"").map_err(io_error(path))?;
+            let stat = layer.stat(b"").map_err(io_error(path))?;
             return Ok(stat.map(|s| (0, s, layer)));
         };
         for &index in self.holders(&parent)?.iter() {
             let layer = &self.layers[index];
-            match layer.root.stat(path.as_bytes()).map_err(io_error(path))? {
+            match layer.stat(path.as_bytes()).map_err(io_error(path))? {
                 Some(stat) if stat.kind == overlay::WHITEOUT => return Ok(None),
                 Some(stat) => return Ok(Some((index, stat, layer))),
                 None => {}
@@ -129,7 +124,7 @@ impl View {
             Some((_, stat, _)) if stat.kind != NodeKind::File => {
                 Err(TreeError::WrongKind { path: path.clone(), wanted: "a regular file" })
             }
-            Some((_, _, layer)) => layer.root.open_file_nofollow(path.as_bytes()).map_err(io_error(path)),
+            Some((_, _, layer)) => layer.open_file_nofollow(path.as_bytes()).map_err(io_error(path)),
         }
     }
 
@@ -156,7 +151,7 @@ impl View {
         let every: Vec<usize> = (0..self.layers.len()).collect();
         let mut out = Vec::new();
         for &index in parent.map_or(&every, |p| p) {
-            let root = &self.layers[index].root;
+            let root = &self.layers[index];
             let Some(stat) = root.stat(path.as_bytes()).map_err(io_error(path))? else { continue };
             if stat.kind != NodeKind::Directory {
                 break;
@@ -177,8 +172,7 @@ impl View {
         Ok(out)
     }
 
-    fn tree_entry(&self, dir: &Root, name: &[u8], stat: &Stat, layer: &Layer) -> io::Result<TreeEntry> {
-        let id = |on_disk: u32| on_disk.checked_sub(layer.id_offset).unwrap_or(65_534);
+    fn tree_entry(&self, dir: &Root, name: &[u8], stat: &Stat) -> io::Result<TreeEntry> {
         let kind = match stat.kind {
             NodeKind::File => TreeKind::File { size: stat.size },
             NodeKind::Directory => TreeKind::Directory,
@@ -197,8 +191,8 @@ impl View {
             name: name.to_vec(),
             kind,
             mode: if stat.kind == NodeKind::Symlink { 0o777 } else { stat.mode },
-            uid: id(stat.uid),
-            gid: id(stat.gid),
+            uid: stat.uid,
+            gid: stat.gid,
             xattrs,
             link_id: linked.then_some(stat.id),
         })
@@ -220,8 +214,7 @@ impl Tree for View {
             };
             return Ok(path.is_root().then_some(empty));
         };
-        let mut entry =
-            self.tree_entry(&layer.root, path.as_bytes(), &stat, layer).map_err(io_error(path))?;
+        let mut entry = self.tree_entry(layer, path.as_bytes(), &stat).map_err(io_error(path))?;
         entry.name = path.file_name().unwrap_or_default().to_vec();
         Ok(Some(entry))
     }
@@ -239,14 +232,14 @@ impl Tree for View {
         let several = holders.len() > 1;
         for &index in holders.iter() {
             let layer = &self.layers[index];
-            let dir = layer.root.open_dir(path.as_bytes()).map_err(io_error(path))?;
+            let dir = layer.open_dir(path.as_bytes()).map_err(io_error(path))?;
             for item in dir.list(b"").map_err(io_error(path))? {
                 if several && !seen.insert(item.name.clone()) {
                     continue;
                 }
                 let Some(stat) = dir.stat(&item.name).map_err(io_error(path))? else { continue };
                 if stat.kind != overlay::WHITEOUT {
-                    out.push(self.tree_entry(&dir, &item.name, &stat, layer).map_err(io_error(path))?);
+                    out.push(self.tree_entry(&dir, &item.name, &stat).map_err(io_error(path))?);
                 }
             }
         }

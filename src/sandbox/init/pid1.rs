@@ -7,6 +7,7 @@ use super::exec;
 use crate::caps;
 use crate::cgroup::{self, Door};
 use crate::error::{ExecError, SetupError};
+use crate::ids::{IdMap, Namespaces};
 use crate::proto::{self, Inner, Order, Request};
 use crate::root;
 use crate::running::ExitKind;
@@ -20,7 +21,7 @@ use nix::sys::resource::{Resource as Kind, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, umask};
-use nix::unistd::{Uid, fchown};
+use nix::unistd::{Gid, Uid, fchown, setgroups, setresgid, setresuid};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -33,20 +34,19 @@ const REAP_BATCH: usize = 1024;
 
 /// Descriptors that the supervisor opened for it.
 pub(super) struct Gifts<'a> {
-    /// The network namespace to join.
-    pub join: Option<OwnedFd>,
+    /// The namespaces to join.
+    pub spaces: Namespaces,
     pub stdio: [OwnedFd; 3],
     pub doors: &'a [Door],
 }
 
 /// The life of PID 1.
 pub(super) fn run(control: RawFd, life: UnixStream, request: &Request, gifts: Gifts<'_>) -> ! {
-    let Gifts { join, stdio, doors } = gifts;
-    // The supervisor has one thread, so its death is what this fires for; whether it died before is told
-    // by the end of the socket. Our copy of its own socket would hide its death from the owner.
-    let _ = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0);
+    let Gifts { spaces, stdio, doors } = gifts;
+    die_with_the_supervisor();
+    // Our copy of its own socket would hide its death from the owner.
     let _ = nix::unistd::close(control);
-    let ready = cgroup::enter(doors).and_then(|()| set_up(&life, request, join, &stdio));
+    let ready = cgroup::enter(doors).and_then(|()| set_up(&life, request, &spaces, &stdio));
     match ready.and_then(|warnings| start(request, stdio, warnings)) {
         Ok((main, warnings)) => {
             let _ = proto::send(life.as_fd(), &Inner::Started { warnings }, &[]);
@@ -61,6 +61,12 @@ pub(super) fn run(control: RawFd, life: UnixStream, request: &Request, gifts: Gi
     }
 }
 
+/// The supervisor has one thread, so its death is what this fires for; whether it died before is told by the end of
+/// the socket. A change of user takes it away.
+fn die_with_the_supervisor() {
+    let _ = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0);
+}
+
 fn step(action: &'static str) -> impl FnOnce(Errno) -> SetupError {
     move |errno| SetupError::Step { action: action.into(), errno: errno.into() }
 }
@@ -68,7 +74,7 @@ fn step(action: &'static str) -> impl FnOnce(Errno) -> SetupError {
 fn set_up(
     life: &UnixStream,
     request: &Request,
-    join: Option<OwnedFd>,
+    spaces: &Namespaces,
     stdio: &[OwnedFd; 3],
 ) -> Result<Vec<String>, SetupError> {
     let spec = &request.spec;
@@ -79,41 +85,56 @@ fn set_up(
         Err(e) => return Err(step("make a session keyring")(e)),
     }
     nix::unistd::sethostname(&spec.hostname).map_err(step("set the host name"))?;
-    match (&spec.network, join) {
-        (Network::Join(path), Some(fd)) => setns(fd, CloneFlags::CLONE_NEWNET)
-            .map_err(|e| SetupError::JoinNetwork { path: path.clone(), errno: e.into() })?,
-        (Network::None, _) => sys::loopback_up().map_err(step("bring the loopback up"))?,
-        _ => {}
+    setns(&spaces.ipc, CloneFlags::CLONE_NEWIPC).map_err(step("join the ipc namespace"))?;
+    if let Some(net) = &spaces.net {
+        setns(net, CloneFlags::CLONE_NEWNET).map_err(|e| match &spec.network {
+            Network::Join(path) => SetupError::JoinNetwork { path: path.clone(), errno: e.into() },
+            Network::None | Network::Host => step("join the network namespace")(e),
+        })?;
+    }
+    if spec.network == Network::None {
+        sys::loopback_up().map_err(step("bring the loopback up"))?;
     }
     // The modes of what is made in the root are given, not masked.
     umask(Mode::empty());
     let mut stubs = Vec::new();
-    let entered = root::enter(spec, request.legacy_overlay, &mut stubs);
+    let how = root::How { legacy: request.legacy_overlay, ids: request.ids, user: spaces.user.as_fd() };
+    let entered = root::enter(spec, &how, &mut stubs);
     if !stubs.is_empty() {
         let _ = proto::send(life.as_fd(), &Inner::Stubs(stubs), &[]);
     }
     entered?;
     umask(Mode::from_bits_truncate(0o022));
     root::change_directory(&spec.cwd)?;
-    give_stdio(spec, stdio);
+    give_stdio(spec, request.ids, stdio);
     let warnings = limit_resources(spec)?;
     // It is in its groups: the namespace begins there.
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("make the cgroup namespace"))?;
-    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(step("forbid new privileges"))?;
-    caps::restrict(spec.caps).map_err(step("drop capabilities"))?;
+    become_inner_root(spaces)?;
     Ok(warnings)
 }
 
-/// A process that is not root may open its own pipes again through /dev/stdout.
-fn give_stdio(spec: &Spec, stdio: &[OwnedFd; 3]) {
-    if spec.user.uid == 0 {
-        return;
-    }
+/// Into the user namespace, from which no way leads back: root there, a nobody outside.
+fn become_inner_root(spaces: &Namespaces) -> Result<(), SetupError> {
+    setns(&spaces.user, CloneFlags::CLONE_NEWUSER).map_err(step("enter the user namespace"))?;
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[])
+        .and_then(|()| setresgid(gid, gid, gid))
+        .and_then(|()| setresuid(uid, uid, uid))
+        .map_err(step("become root of the user namespace"))?;
+    // The change of user undid both.
+    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map_err(step("hide init's memory"))?;
+    die_with_the_supervisor();
+    Ok(())
+}
+
+/// The process may open its own pipes again through /dev/stdout.
+fn give_stdio(spec: &Spec, ids: IdMap, stdio: &[OwnedFd; 3]) {
     for fd in stdio {
         let is_pipe =
             fstat(fd).is_ok_and(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO);
         if is_pipe {
-            let _ = fchown(fd, Some(Uid::from_raw(spec.user.uid)), None);
+            let _ = fchown(fd, Some(Uid::from_raw(ids.base + spec.user.uid)), None);
             let _ = fchmod(fd, Mode::from_bits_truncate(0o600));
         }
     }
@@ -171,7 +192,15 @@ fn start(
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None).map_err(step("block signals"))?;
-    sys::seccomp(&filter).map_err(step("load the seccomp filter"))?;
+    if spec.caps.new_privileges() {
+        // Without no_new_privs only a namespace's root may load a filter: before it drops what it need not have.
+        sys::seccomp(&filter).map_err(step("load the seccomp filter"))?;
+        caps::restrict(spec.caps).map_err(step("drop capabilities"))?;
+    } else {
+        sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(step("forbid new privileges"))?;
+        caps::restrict(spec.caps).map_err(step("drop capabilities"))?;
+        sys::seccomp(&filter).map_err(step("load the seccomp filter"))?;
+    }
     let Some(main) = sys::fork().map_err(step("fork the main process"))? else {
         exec::become_program(spec, &program, stdio, report)
     };

@@ -5,15 +5,15 @@
 //! metacopy and redirect_dir stay off, so that an upper directory is a whole layer; `volatile`, because an
 //! upper directory that was not frozen is thrown away.
 
-use super::{NODEV, mount_error, open_host_dir, step, tmpfs};
+use super::{How, NODEV, id_map_error, mount_error, open_host_dir, step, tmpfs};
 use crate::error::SetupError;
 use crate::spec::RootFs;
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::mount::MsFlags;
+use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::{Mode, mkdirat};
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -22,54 +22,125 @@ const OPTION_PAGE: usize = 4096;
 /// fsconfig(2) takes texts of less than this.
 const VALUE_LIMIT: usize = 256;
 
-/// Mounts the root over the machine's `/` (which absolute paths do not notice) and returns it.
-pub(super) fn mount(root: &RootFs, host_root: BorrowedFd<'_>, legacy: bool) -> Result<OwnedFd, SetupError> {
-    // A place for what the overlay needs beside the directories of the spec.
-    let scratch = || -> Result<OwnedFd, SetupError> {
-        let fs = tmpfs(1 << 20, 0o700, NODEV).map_err(mount_error("tmpfs", "/"))?;
+/// A directory for the overlay: the path that the kernel is told, and the one that people know.
+struct Source {
+    path: PathBuf,
+    shown: PathBuf,
+    /// What `path` leads through.
+    _mount: Option<OwnedFd>,
+}
+
+/// Sources of one overlay.
+struct Sources {
+    /// Lowest first.
+    lowers: Vec<Source>,
+    upper: Source,
+    work: Source,
+}
+
+/// A small file system of this sandbox, mounted over the machine's `/` (which absolute paths do not notice): places
+/// for what the overlay needs beside the directories of the spec.
+struct Scratch(OwnedFd);
+
+impl Scratch {
+    fn new(host_root: BorrowedFd<'_>) -> Result<Self, SetupError> {
+        let fs = tmpfs(4 << 20, 0o700, NODEV).map_err(mount_error("tmpfs", "/"))?;
         sys::move_mount(fs.as_fd(), host_root).map_err(mount_error("tmpfs", "/"))?;
-        for name in ["upper", "work", "root"] {
-            mkdirat(&fs, name, Mode::from_bits_truncate(0o755)).map_err(step("make scratch directories"))?;
-        }
-        Ok(fs)
-    };
-    let of_fd = |fs: &OwnedFd, name: &str| PathBuf::from(format!("/proc/self/fd/{}/{name}", fs.as_raw_fd()));
-    let mut held = None;
-    let (lowers, upper, work) = match root {
-        RootFs::Overlay { lowers, upper, work } => (lowers, upper.clone(), work.clone()),
-        // Writable until the mount points are made; what is made is in memory and goes with it.
-        RootFs::ReadOnly { lowers } => {
-            let fs = scratch()?;
-            let dirs = (of_fd(&fs, "upper"), of_fd(&fs, "work"));
-            held = Some(fs);
-            (lowers, dirs.0, dirs.1)
-        }
-    };
-    if lowers.is_empty() {
-        // From scratch: overlayfs wants a lower layer, so it gets an empty one.
-        let fs = scratch()?;
-        let empty = vec![of_fd(&fs, "root")];
-        return layers(
-            &empty,
-            &upper,
-            &work,
-            host_root,
-            legacy.then_some(()).map(|()| scratch()).transpose()?,
-        );
+        Ok(Self(fs))
     }
-    let scratch_for_legacy = if legacy { Some(scratch()?) } else { None };
-    let mounted = layers(lowers, &upper, &work, host_root, scratch_for_legacy);
-    match mounted {
-        Err(SetupError::Mount { errno, .. })
-            if !legacy && errno.0 == Errno::EINVAL as i32 && !has_append() =>
-        {
-            layers(lowers, &upper, &work, host_root, Some(scratch()?))
-        }
-        other => {
-            drop(held);
-            other
-        }
+
+    fn make(&self, name: &str) -> Result<OwnedFd, SetupError> {
+        mkdirat(&self.0, name, Mode::from_bits_truncate(0o755)).map_err(step("make scratch directories"))?;
+        openat(&self.0, name, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(step("open a scratch directory"))
     }
+
+    fn source(&self, name: &str) -> Result<Source, SetupError> {
+        let directory = self.make(name)?;
+        let path = by_descriptor(&directory, None);
+        Ok(Source { shown: path.clone(), path, _mount: Some(directory) })
+    }
+
+    fn detach(self) -> Result<(), SetupError> {
+        umount2(&by_descriptor(&self.0, None), MntFlags::MNT_DETACH)
+            .map_err(step("detach scratch directories"))
+    }
+
+    /// A translated view of a directory of the machine. The kernel follows a path into it only where it is mounted
+    /// somewhere in this namespace.
+    fn view(&self, n: usize, directory: &Path, how: &How<'_>) -> Result<OwnedFd, SetupError> {
+        let at = open_host_dir(directory)?;
+        let tree = sys::open_tree_clone(at.as_fd(), false)
+            .map_err(step(format!("make a view of the directory {directory:?}")))?;
+        how.translate(&tree, false).map_err(id_map_error(directory, true))?;
+        sys::move_mount(tree.as_fd(), self.make(&n.to_string())?.as_fd())
+            .map_err(mount_error("a view of a layer", directory))?;
+        Ok(tree)
+    }
+}
+
+fn by_descriptor(fd: &OwnedFd, name: Option<&OsStr>) -> PathBuf {
+    let base = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    name.map_or(base.clone(), |name| base.join(name))
+}
+
+impl Sources {
+    fn new(root: &RootFs, scratch: &Scratch, how: &How<'_>) -> Result<Self, SetupError> {
+        let view = |n: usize, directory: &Path| -> Result<Source, SetupError> {
+            let shown = directory.to_owned();
+            if !how.ids.translates() {
+                return Ok(Source { path: shown.clone(), shown, _mount: None });
+            }
+            let mount = scratch.view(n, directory, how)?;
+            Ok(Source { path: by_descriptor(&mount, None), shown, _mount: Some(mount) })
+        };
+        let lowers = match root {
+            RootFs::Overlay { lowers, .. } | RootFs::ReadOnly { lowers } => lowers,
+        };
+        let mut lowers = lowers.iter().zip(1..).map(|(l, n)| view(n, l)).collect::<Result<Vec<_>, _>>()?;
+        if lowers.is_empty() {
+            // From scratch: overlayfs wants a lower layer, so it gets an empty one.
+            lowers.push(scratch.source("empty")?);
+        }
+        let (upper, work) = match root {
+            // One view for both: overlayfs wants them in one mount.
+            RootFs::Overlay { upper, work, .. } if how.ids.translates() => {
+                let parent = upper.parent().unwrap_or(Path::new("/"));
+                let mount = scratch.view(0, parent, how)?;
+                let of = |path: &Path| by_descriptor(&mount, path.file_name());
+                let (u, w) = (of(upper), of(work));
+                let upper = Source { path: u, shown: upper.clone(), _mount: None };
+                (upper, Source { path: w, shown: work.clone(), _mount: Some(mount) })
+            }
+            RootFs::Overlay { upper, work, .. } => {
+                let plain = |p: &PathBuf| Source { path: p.clone(), shown: p.clone(), _mount: None };
+                (plain(upper), plain(work))
+            }
+            // Writable until the mount points are made; what is made is in memory and goes with it.
+            RootFs::ReadOnly { .. } => (scratch.source("upper")?, scratch.source("work")?),
+        };
+        Ok(Self { lowers, upper, work })
+    }
+}
+
+/// Mounts the root over the machine's `/` and returns it.
+pub(super) fn mount(root: &RootFs, host_root: BorrowedFd<'_>, how: &How<'_>) -> Result<OwnedFd, SetupError> {
+    let scratch = Scratch::new(host_root)?;
+    let sources = Sources::new(root, &scratch, how)?;
+    let mount = if how.legacy {
+        by_mount2(&sources, &scratch)?
+    } else {
+        match by_fsconfig(&sources) {
+            Err(SetupError::Mount { errno, .. }) if errno.0 == Errno::EINVAL as i32 && !has_append() => {
+                by_mount2(&sources, &scratch)?
+            }
+            other => other?,
+        }
+    };
+    // The overlay holds views of its own. Nothing but the root may lie over the machine's: pivoting takes off one.
+    scratch.detach()?;
+    sys::move_mount(mount.as_fd(), host_root).map_err(mount_error("overlayfs", "/"))?;
+    Ok(mount)
 }
 
 /// Does this kernel's overlayfs know `lowerdir+`?
@@ -81,36 +152,25 @@ fn has_append() -> bool {
     known().is_ok()
 }
 
-fn layers(
-    lowers: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    host_root: BorrowedFd<'_>,
-    legacy: Option<OwnedFd>,
-) -> Result<OwnedFd, SetupError> {
-    if let Some(scratch) = legacy {
-        return by_mount2(lowers, upper, work, &scratch);
-    }
+/// A detached mount.
+fn by_fsconfig(sources: &Sources) -> Result<OwnedFd, SetupError> {
     let fs = sys::fsopen(c"overlay").map_err(mount_error("overlayfs", "/"))?;
-    let failed = |path: &Path, errno: Errno| SetupError::Mount {
+    let failed = |source: &Source, errno: Errno| SetupError::Mount {
         what: "overlayfs".into(),
         target: "/".into(),
         errno: errno.into(),
-        hint: format!(", with {path:?}{}", messages(&fs)),
+        hint: format!(", with {:?}{}", source.shown, messages(&fs)),
     };
+    let set = |key, source: &Source| set_path(&fs, key, &source.path).map_err(|e| failed(source, e));
     // Highest first.
-    for lower in lowers.iter().rev() {
-        set_path(&fs, c"lowerdir+", lower).map_err(|e| failed(lower, e))?;
-    }
-    set_path(&fs, c"upperdir", upper).map_err(|e| failed(upper, e))?;
-    set_path(&fs, c"workdir", work).map_err(|e| failed(work, e))?;
+    sources.lowers.iter().rev().try_for_each(|lower| set(c"lowerdir+", lower))?;
+    set(c"upperdir", &sources.upper)?;
+    set(c"workdir", &sources.work)?;
     for (key, value) in [(c"redirect_dir", c"nofollow"), (c"metacopy", c"off"), (c"index", c"off")] {
-        sys::fsconfig_string(fs.as_fd(), key, value).map_err(|e| failed(upper, e))?;
+        sys::fsconfig_string(fs.as_fd(), key, value).map_err(|e| failed(&sources.upper, e))?;
     }
-    sys::fsconfig_flag(fs.as_fd(), c"volatile").map_err(|e| failed(upper, e))?;
-    let mount = sys::fs_mount(fs.as_fd(), NODEV).map_err(|e| failed(upper, e))?;
-    sys::move_mount(mount.as_fd(), host_root).map_err(mount_error("overlayfs", "/"))?;
-    Ok(mount)
+    sys::fsconfig_flag(fs.as_fd(), c"volatile").map_err(|e| failed(&sources.upper, e))?;
+    sys::fs_mount(fs.as_fd(), NODEV).map_err(|e| failed(&sources.upper, e))
 }
 
 fn set_path(fs: &OwnedFd, key: &std::ffi::CStr, path: &Path) -> Result<(), Errno> {
@@ -142,24 +202,20 @@ fn messages(fs: &OwnedFd) -> String {
     text
 }
 
-fn by_mount2(
-    lowers: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    scratch: &OwnedFd,
-) -> Result<OwnedFd, SetupError> {
-    let mut open = Vec::with_capacity(lowers.len() + 2);
-    let mut short = |path: &Path| -> Result<String, SetupError> {
-        let fd = open_host_dir(path)?;
+/// A detached mount, made where paths can name it.
+fn by_mount2(sources: &Sources, scratch: &Scratch) -> Result<OwnedFd, SetupError> {
+    let mut open = Vec::with_capacity(sources.lowers.len() + 2);
+    let mut short = |source: &Source| -> Result<String, SetupError> {
+        let fd = open_host_dir(&source.path)?;
         let text = format!("/proc/self/fd/{}", fd.as_raw_fd());
         open.push(fd);
         Ok(text)
     };
-    let lower = lowers.iter().rev().map(|l| short(l)).collect::<Result<Vec<_>, _>>()?.join(":");
+    let lower = sources.lowers.iter().rev().map(&mut short).collect::<Result<Vec<_>, _>>()?.join(":");
     let options = format!(
         "lowerdir={lower},upperdir={},workdir={},redirect_dir=nofollow,metacopy=off,index=off,volatile",
-        short(upper)?,
-        short(work)?
+        short(&sources.upper)?,
+        short(&sources.work)?
     );
     if options.len() >= OPTION_PAGE {
         return Err(SetupError::Mount {
@@ -168,19 +224,15 @@ fn by_mount2(
             errno: Errno::E2BIG.into(),
             hint: format!(
                 ": {} layers do not fit into one mount call of this kernel; flatten the image or use Linux 6.8",
-                lowers.len()
+                sources.lowers.len()
             ),
         });
     }
-    let at = format!("/proc/self/fd/{}/root", scratch.as_raw_fd());
-    nix::mount::mount(
-        Some("overlay"),
-        at.as_str(),
-        Some("overlay"),
-        MsFlags::MS_NODEV,
-        Some(options.as_str()),
-    )
-    .map_err(mount_error("overlayfs", "/"))?;
-    openat(scratch, "root", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(step("open the root"))
+    drop(scratch.make("root")?);
+    let at = by_descriptor(&scratch.0, Some(OsStr::new("root")));
+    nix::mount::mount(Some("overlay"), &at, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
+        .map_err(mount_error("overlayfs", "/"))?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mounted = openat(&scratch.0, "root", flags, Mode::empty()).map_err(step("open the root"))?;
+    sys::open_tree_clone(mounted.as_fd(), false).map_err(mount_error("a copy of the overlayfs", "/"))
 }

@@ -2,6 +2,7 @@
 
 use super::{is_dir, step};
 use crate::error::SetupError;
+use crate::ids::IdMap;
 use crate::proto::{Stub, StubKind};
 use crate::sys;
 use nix::errno::Errno;
@@ -24,6 +25,7 @@ pub(super) struct Targets<'a> {
     root_device: libc::dev_t,
     /// `None` where what is made needs no removal.
     upper: Option<OwnedFd>,
+    ids: IdMap,
     stubs: &'a mut Vec<Stub>,
 }
 
@@ -31,10 +33,11 @@ impl<'a> Targets<'a> {
     pub(super) fn new(
         root: BorrowedFd<'a>,
         upper: Option<OwnedFd>,
+        ids: IdMap,
         stubs: &'a mut Vec<Stub>,
     ) -> Result<Self, SetupError> {
         let root_device = fstat(root).map_err(step("look at the root"))?.st_dev;
-        Ok(Self { root, root_device, upper, stubs })
+        Ok(Self { root, root_device, upper, ids, stubs })
     }
 
     /// A directory directly below the root that is no link; made when missing.
@@ -174,7 +177,9 @@ impl<'a> Targets<'a> {
             }
             let failed = || step(format!("look at {way:?}"));
             let stat = fstat(&self.open_plain(&way).map_err(failed())?).map_err(failed())?;
-            let kind = StubKind::CopiedUp { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid };
+            // As they are on disk.
+            let id = |seen: u32| seen.wrapping_sub(self.ids.base);
+            let kind = StubKind::CopiedUp { mode: stat.st_mode, uid: id(stat.st_uid), gid: id(stat.st_gid) };
             self.remember(&way.clone(), kind);
         }
         Ok(())

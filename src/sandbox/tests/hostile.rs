@@ -3,13 +3,14 @@
 use crate::Test;
 use crate::fixture::*;
 use keelway_model::Bytes;
-use keelway_sandbox::{Mount, MountKind, Spec};
+use keelway_sandbox::{Access, Launcher, LauncherConfig, Mount, MountKind, OverlayApi, RootFs, Spec, Stdio};
 use libtest_mimic::Failed;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 pub const TESTS: &[Test] = &[
     ("hostile::r08_kernel_directories_that_are_links", kernel_links),
+    ("hostile::nothing_lies_over_any_kind_of_root", nothing_above),
     ("hostile::kernel_directories_that_are_files", kernel_files),
     ("hostile::who_is_to_blame", blame),
     ("hostile::targets_that_lead_out_stay_inside", targets),
@@ -55,6 +56,40 @@ fn kernel_links() -> Result<(), Failed> {
 fn kernel_files() -> Result<(), Failed> {
     let spec = with_layer("true", |l| std::fs::write(l.join("proc"), "").unwrap());
     assert!(refused(&spec).contains("\"/proc\" is refused"));
+    Ok(())
+}
+
+fn nothing_above() -> Result<(), Failed> {
+    let script = "ls -di / /..; ls /.. | sort; grep -c ' / / ' /proc/self/mountinfo";
+    let from_scratch = || {
+        let argv = argv(&[
+            "/tools/busybox",
+            "sh",
+            "-c",
+            "b=/tools/busybox; $b ls -d /../tools; $b grep -c ' / / ' /proc/self/mountinfo",
+        ]);
+        let mut spec = Spec::new(over(vec![]), argv, box_name());
+        let kind = MountKind::Bind { source: "/bin/busybox".into(), access: Access::ReadOnly };
+        spec.mounts = vec![Mount { target: "/tools/busybox".into(), kind }];
+        spec
+    };
+    let mut read_only = sh(script);
+    read_only.root = RootFs::ReadOnly { lowers: vec![busybox()] };
+    let mut config = LauncherConfig::new(format!("keelway-test/above-{}", std::process::id()).parse()?);
+    config.overlay = OverlayApi::Legacy;
+    let (new, old) = (launcher(), Launcher::new(config));
+    for launcher in [&new, &old] {
+        for mut spec in [sh(script), read_only.clone(), from_scratch()] {
+            renew(&mut spec);
+            let (mut output, write) = std::io::pipe()?;
+            let mut running = launcher.spawn(&spec, Stdio::output_to(write.into())?)?;
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut output, &mut text)?;
+            assert!(running.wait()?.success(), "{text}");
+            // One mount at /, and the parent of the root is the root.
+            assert!(text.ends_with("\n1\n") && !text.contains("boot"), "{text}");
+        }
+    }
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod isolation;
 mod limits;
 mod probe;
 mod process;
+mod users;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -27,9 +28,16 @@ fn main() -> std::process::ExitCode {
         Some("__loop") => return death::many(&args[2..]),
         _ => {}
     }
-    let tests: Vec<Test> =
-        [process::TESTS, files::TESTS, hostile::TESTS, isolation::TESTS, limits::TESTS, death::TESTS]
-            .concat();
+    let tests: Vec<Test> = [
+        process::TESTS,
+        files::TESTS,
+        hostile::TESTS,
+        isolation::TESTS,
+        limits::TESTS,
+        death::TESTS,
+        users::TESTS,
+    ]
+    .concat();
     let trials = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     fixture::clean();

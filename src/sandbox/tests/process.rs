@@ -3,7 +3,7 @@
 use crate::Test;
 use crate::fixture::*;
 use keelway_sandbox::{
-    ExecError, ExitKind, Resource, Rlimit, SetupError, SpawnError, Spec, SpecError, Stdio, User,
+    ExecError, ExitKind, Resource, Rlimit, RootFs, SetupError, SpawnError, Spec, SpecError, Stdio, User,
 };
 use libtest_mimic::Failed;
 use std::io::{Read, Write};
@@ -111,7 +111,12 @@ fn bad_specs() -> Result<(), Failed> {
     assert_eq!(refused_as(|s| s.argv.push("a\0b".into())), SpecError::Nul);
     assert_eq!(refused_as(|s| s.user.uid = u32::MAX), SpecError::Id);
     assert_eq!(refused_as(|s| s.user.groups.push(u32::MAX)), SpecError::Id);
-    assert_eq!(refused_as(|s| s.id_offset = 100_000), SpecError::IdOffset { offset: 100_000 });
+    assert_eq!(refused_as(|s| s.user.gid = 65_536), SpecError::IdOutside { id: 65_536 });
+    let apart = |s: &mut Spec| {
+        let RootFs::Overlay { work, .. } = &mut s.root else { return };
+        *work = "/dev/shm/elsewhere/work".into();
+    };
+    assert!(matches!(refused_as(apart), SpecError::UpperAndWork { .. }));
     assert!(matches!(refused_as(|s| s.cwd = "tmp".into()), SpecError::NotAbsolute { .. }));
     assert!(matches!(refused_as(|s| s.env.push(("A=B".into(), String::new()))), SpecError::EnvName { .. }));
     let mut spec = sh("true");

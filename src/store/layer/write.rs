@@ -17,11 +17,11 @@ pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 const ROOT_MODE: u32 = 0o755;
 
 /// Writes everything beneath `root`. Sockets are left out: they mean nothing without their process.
-pub(super) fn write_tar(root: &Root, id_offset: u32, out: &mut Blocks) -> io::Result<()> {
-    let mut writer = Writer { out, id_offset, links: HashMap::new(), head: Vec::new() };
+pub(super) fn write_tar(root: &Root, out: &mut Blocks) -> io::Result<()> {
+    let mut writer = Writer { out, links: HashMap::new(), head: Vec::new() };
     let stat = root.stat(b"")?.ok_or_else(|| io::Error::other("the snapshot is gone"))?;
     let xattrs = writer.xattrs(&root.xattrs(b"")?);
-    if (stat.mode, writer.owner(&stat)) != (ROOT_MODE, (0, 0)) || !xattrs.is_empty() {
+    if (stat.mode, stat.uid, stat.gid) != (ROOT_MODE, 0, 0) || !xattrs.is_empty() {
         writer.entry(b"./", b'5', &stat, b"", &xattrs)?;
     }
     walk(root, &mut |visit| writer.visit(visit))?;
@@ -30,18 +30,12 @@ pub(super) fn write_tar(root: &Root, id_offset: u32, out: &mut Blocks) -> io::Re
 
 struct Writer<'a> {
     out: &'a mut Blocks,
-    id_offset: u32,
     /// The first path of each file that has several names.
     links: HashMap<(u64, u64), Vec<u8>>,
     head: Vec<u8>,
 }
 
 impl Writer<'_> {
-    fn owner(&self, stat: &Stat) -> (u32, u32) {
-        let id = |on_disk: u32| on_disk.checked_sub(self.id_offset).unwrap_or(65_534);
-        (id(stat.uid), id(stat.gid))
-    }
-
     fn xattrs(&self, all: &[(Vec<u8>, Vec<u8>)]) -> Vec<(Vec<u8>, Vec<u8>)> {
         // A name with '=' cannot be said in a PAX record.
         all.iter().filter(|(n, _)| overlay::is_for_images(n) && !n.contains(&b'=')).cloned().collect()
@@ -55,7 +49,7 @@ impl Writer<'_> {
         link: &[u8],
         xattrs: &[(Vec<u8>, Vec<u8>)],
     ) -> io::Result<()> {
-        let (uid, gid) = self.owner(stat);
+        let (uid, gid) = (stat.uid, stat.gid);
         let size = if kind == b'0' { stat.size } else { 0 };
         let mode = if kind == b'2' { 0o777 } else { stat.mode };
         let device = match stat.kind {
