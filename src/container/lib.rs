@@ -10,6 +10,7 @@
 mod backoff;
 mod command;
 mod container;
+pub mod diary;
 pub mod files;
 pub mod health;
 mod image;

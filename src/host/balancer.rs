@@ -17,11 +17,12 @@ pub mod pool;
 pub mod proxy;
 
 use crate::settings::BalancerSettings;
-use crate::{files, process, wire};
+use crate::{files, process, record, wire};
 use control::Control;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use keelway_container::diary::Diary;
 use keelway_disk::Lock;
 use keelway_model::{Digest, ExitCode};
 use patience::ClientStream;
@@ -106,7 +107,11 @@ pub fn run(settings: BalancerSettings) -> ExitCode {
     process::detach();
     process::allow_many_files();
     let done = process::runtime("balancer").and_then(|runtime| {
-        let done = runtime.block_on(balance(settings));
+        let diary = Diary::at(&record::diary(&settings.settings, "balancers"));
+        let done = runtime.block_on(async {
+            tokio::spawn(diary.keep());
+            balance(settings).await
+        });
         runtime.shutdown_timeout(Duration::from_secs(1));
         done.map_err(|e| io::Error::other(e.to_string()))
     });

@@ -15,6 +15,7 @@ mod state;
 
 use crate::settings::{Role, Settings, SuperviseSettings};
 use crate::{keeper, process, record, wire};
+use keelway_container::diary::Diary;
 use keelway_deploy::frame::{self, FrameError};
 use keelway_deploy::protocol::{Request, Response};
 use keelway_disk::Lock;
@@ -106,6 +107,11 @@ pub fn run(settings: SuperviseSettings) -> ExitCode {
     process::detach();
     let done = process::runtime("supervise").map_err(failed("cannot start")).and_then(|runtime| {
         let done = runtime.block_on(async {
+            let diary = match &settings.role {
+                Role::Supervisor => "supervisor",
+                Role::Keeper { .. } => "keepers",
+            };
+            tokio::spawn(Diary::at(&record::diary(&settings.settings, diary)).keep());
             match &settings.role {
                 Role::Supervisor => supervise(settings.settings.clone()).await,
                 Role::Keeper { app, replica } => Ok(keeper::keep(&settings.settings, app, *replica).await?),

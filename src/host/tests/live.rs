@@ -9,6 +9,8 @@
 mod backend;
 #[path = "live/balancing.rs"]
 mod balancing;
+#[path = "live/diary.rs"]
+mod diary;
 #[path = "live/http.rs"]
 mod http;
 #[path = "live/replicas.rs"]
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     match args.first().and_then(|a| a.to_str()) {
         Some("__init") => keelway_sandbox::init_main(),
         Some("__backend") => backend::run(rest),
+        Some("__chatter") => diary::run(rest),
         Some("__get") => http::run(rest),
         Some("__supervise") => {
             let settings = SuperviseSettings::from_args(rest).expect("our own arguments");
@@ -88,6 +91,7 @@ fn tests() -> ExitCode {
         Trial::test("a_client_that_stops_sending_is_given_up", || run(stalling::client_stops_sending)),
         Trial::test("a_replica_that_stops_answering_is_given_up", || run(stalling::replica_stops_answering)),
         Trial::test("quiet_tunnels_end_in_a_drain", || run(stalling::quiet_tunnels)),
+        Trial::test("a_diary_stays_small", || run(diary::stays_small)),
         Trial::test("life_of_a_replica", || run(replicas::life)),
         Trial::test("whoever_is_killed_comes_back", || run(replicas::kills)),
         Trial::test("a_balancer_is_watched_from_the_first", || run(replicas::watched)),
