@@ -185,11 +185,6 @@ pub enum Order {
         /// Under which epoch.
         epoch: Epoch,
     },
-    /// Whether the image is complete in the host's store. -> [`Reply::HasImage`]
-    HasImage {
-        /// Manifest digest.
-        digest: Digest,
-    },
     /// Brings an image into the host's store, digest checked; at once where it is there. -> [`Reply::Image`]
     EnsureImage {
         /// Lease.
@@ -216,15 +211,6 @@ pub enum Order {
         /// What it is.
         spec: Box<ReplicaSpec>,
     },
-    /// How a replica is. -> [`Reply::Replica`], or refused with [`RefusalKind::NotFound`]
-    ReplicaStatus {
-        /// The app.
-        app: AppName,
-        /// Which.
-        replica: ReplicaId,
-        /// Last lines of its log to send along, at most [`MAX_LOG_LINES`].
-        log_lines: u32,
-    },
     /// Gives the host's balancer its whole pool; answers when the balancer process has applied it, with a pool
     /// written to disk first. A generation lower than (epoch, generation) applied before is refused as
     /// [`RefusalKind::Fenced`]; an equal one answers again. -> [`Reply::Balancer`]
@@ -235,11 +221,6 @@ pub enum Order {
         generation: u64,
         /// The whole pool.
         backends: Vec<Backend>,
-    },
-    /// What the balancer does now. -> [`Reply::Balancer`]
-    Balancer {
-        /// The app.
-        app: AppName,
     },
     /// SIGTERM, after `grace_ms` SIGKILL; answers when it has ended. Not restarted by itself after that. Missing or
     /// stopped already is fine. -> [`Reply::Ok`]
@@ -281,11 +262,6 @@ pub enum Order {
         /// The record.
         record: Box<ReleaseRecord>,
     },
-    /// The release records of an app, newest revision first. -> [`Reply::History`]
-    History {
-        /// The app.
-        app: AppName,
-    },
 }
 
 /// Answers.
@@ -298,11 +274,9 @@ pub enum Reply {
     Preflight(PreflightReport),
     /// See [`Order::AcquireLease`].
     Lease(LeaseAnswer),
-    /// See [`Order::HasImage`].
-    HasImage(bool),
     /// See [`Order::EnsureImage`].
     Image(ImageReport),
-    /// See [`Order::ReplicaStatus`].
+    /// See [`Order::EnsureReplica`].
     Replica(Box<ReplicaReport>),
     /// See [`Order::SetBackends`].
     Balancer(BalancerReport),
@@ -310,8 +284,6 @@ pub enum Reply {
     Status(HostReport),
     /// See [`Order::ReadLogs`].
     Logs(Vec<String>),
-    /// See [`Order::History`].
-    History(Vec<ReleaseRecord>),
 }
 
 /// What a deploy will need from the host.
@@ -531,12 +503,8 @@ impl Order {
             | Self::AcquireLease(_)
             | Self::RenewLease(_)
             | Self::ReleaseLease { .. }
-            | Self::HasImage { .. }
-            | Self::ReplicaStatus { .. }
-            | Self::Balancer { .. }
             | Self::Status { .. }
-            | Self::ReadLogs { .. }
-            | Self::History { .. } => None,
+            | Self::ReadLogs { .. } => None,
         }
     }
 }

@@ -34,7 +34,7 @@ async fn host(stream: DuplexStream, noise: &[u8], greeting: Greeting) {
         (frame::read::<Request>(&mut from).await, frame::read::<Request>(&mut from).await)
     {
         for (id, outcome) in [
-            (b.id, Outcome::Done(Reply::HasImage(b.id % 2 == 0))),
+            (b.id, Outcome::Done(Reply::Logs(vec![b.id.to_string()]))),
             (a.id, Outcome::Refused(Refusal::new(RefusalKind::Failed, "no"))),
         ] {
             frame::write(&mut to, &Response { id, outcome }).await.unwrap();
@@ -55,7 +55,7 @@ async fn answers_find_their_calls_behind_a_noisy_shell() {
     let second = Duration::from_secs(5);
     let (a, b) = tokio::join!(session.call(order(), second), session.call(order(), second));
     assert!(matches!(a, Err(OrderError::Refused(r)) if r.message == "no"));
-    assert_eq!(b.unwrap(), Reply::HasImage(true));
+    assert_eq!(b.unwrap(), Reply::Logs(vec!["2".into()]));
     // A call that nobody answers, then the end of the stream, which ends every call.
     assert_eq!(session.call(order(), Duration::from_millis(20)).await, Err(OrderError::Late));
     task.abort();

@@ -67,9 +67,6 @@ pub struct ReplicaReport {
     /// Since its process started.
     #[serde(default)]
     pub age_ms: u64,
-    /// Last log lines, as many as were asked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub log: Vec<String>,
 }
 
 /// Whether a balancer gives a backend new requests.

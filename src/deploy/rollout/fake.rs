@@ -240,7 +240,6 @@ impl Fleet {
     }
 
     fn perform(&mut self, host: usize, order: &Order) -> Result<Reply, Refusal> {
-        let not_found = |what: &str| Refusal::new(RefusalKind::NotFound, what);
         if let Some(fence) = order.fence() {
             if let Some(next) = lease::admit(&self.hosts[host].lease, fence.epoch)? {
                 self.hosts[host].lease = next;
@@ -266,7 +265,6 @@ impl Fleet {
                 }
                 Ok(Reply::Ok)
             }
-            Order::HasImage { digest } => Ok(Reply::HasImage(self.hosts[host].images.contains(digest))),
             Order::EnsureImage { image, registry, .. } => {
                 self.hosts[host].pulls.push((image.clone(), registry.clone()));
                 let local = !self.hosts[host].images.insert(image.digest());
@@ -277,14 +275,9 @@ impl Fleet {
                 Ok(Reply::Ok)
             }
             Order::EnsureReplica { replica, spec, .. } => self.start(host, *replica, spec),
-            Order::ReplicaStatus { replica, .. } => match self.hosts[host].replicas.get(replica) {
-                Some(r) => Ok(Reply::Replica(Box::new(r.0.clone()))),
-                None => Err(not_found("replica")),
-            },
             Order::SetBackends { fence, generation, backends } => {
                 self.pool(host, (fence.epoch, *generation), backends)
             }
-            Order::Balancer { .. } => Ok(Reply::Balancer(self.balancer(host))),
             Order::StopReplica { replica, .. } => self.stop(host, *replica),
             Order::RemoveReplica { replica, .. } => {
                 if self.hosts[host].replicas.get(replica).is_some_and(|r| r.0.state != ReplicaState::Stopped)
@@ -299,9 +292,6 @@ impl Fleet {
             Order::RecordRelease { record, .. } => {
                 self.hosts[host].releases.insert(record.revision, (**record).clone());
                 Ok(Reply::Ok)
-            }
-            Order::History { .. } => {
-                Ok(Reply::History(self.hosts[host].releases.values().rev().cloned().collect()))
             }
         }
     }
@@ -329,7 +319,6 @@ impl Fleet {
             address: Some(format!("10.0.0.{}:8080", h.ports).parse().unwrap()),
             host_port: Some(20_000 + h.ports),
             age_ms: 0,
-            log: vec![],
         };
         h.replicas.insert(id, (report.clone(), now));
         *self.starts.entry(id).or_default() += 1;

@@ -44,7 +44,6 @@ impl Supervisor {
                 }
                 Ok(Reply::Ok)
             }
-            Order::HasImage { digest } => self.has_image(digest).await.map(Reply::HasImage),
             Order::EnsureImage { image, registry, .. } => {
                 self.ensure_image(&image, registry).await.map(Reply::Image)
             }
@@ -53,19 +52,9 @@ impl Supervisor {
                 let report = self.ensure_replica(app()?, replica, *spec).await?;
                 Ok(Reply::Replica(Box::new(report)))
             }
-            Order::ReplicaStatus { app, replica, log_lines } => {
-                let app = self.known(&app)?;
-                let replica = app.replica(replica).ok_or_else(|| no_replica(&app, replica))?;
-                self.refresh(&replica).await;
-                Ok(Reply::Replica(Box::new(replica.report(&self, log_lines))))
-            }
             Order::SetBackends { fence, generation, backends } => {
                 let pool = PoolSpec { epoch: fence.epoch, generation, backends };
                 self.set_pool(app()?, pool).await.map(Reply::Balancer)
-            }
-            Order::Balancer { app } => {
-                let app = self.known(&app)?;
-                Ok(Reply::Balancer(self.balancer_report(&app).await))
             }
             Order::StopReplica { replica, grace_ms, .. } => {
                 if let Some(replica) = app()?.replica(replica) {
@@ -87,9 +76,6 @@ impl Supervisor {
             Order::RecordRelease { record, .. } => {
                 app()?.record_release(*record)?;
                 Ok(Reply::Ok)
-            }
-            Order::History { app } => {
-                Ok(Reply::History(self.app(&app).map(|app| app.releases()).unwrap_or_default()))
             }
         }
     }
@@ -139,7 +125,7 @@ impl Supervisor {
                 self.balancer_report(&app),
                 join_all(replicas.iter().map(|replica| self.refresh(replica))),
             );
-            let replicas = replicas.iter().map(|replica| replica.report(self, 0)).collect();
+            let replicas = replicas.iter().map(|replica| replica.report(self)).collect();
             report.apps.push(AppReport {
                 app: app.name.clone(),
                 settings: app.settings(),

@@ -6,7 +6,7 @@
 
 use super::apps::{App, disk};
 use super::state::{Supervisor, net};
-use crate::keeper::{self, Ask};
+use crate::keeper::Ask;
 use crate::record::{self, ReplicaFiles, ReplicaRecord, VERSION, Want};
 use crate::settings::{Role, SuperviseSettings};
 use crate::{network::Slot, process, wire};
@@ -101,8 +101,8 @@ impl Replica {
         self.inner().want = want;
         Ok(())
     }
-    /// As it is, with its last lines.
-    pub fn report(&self, supervisor: &Supervisor, log_lines: u32) -> ReplicaReport {
+    /// As it is.
+    pub fn report(&self, supervisor: &Supervisor) -> ReplicaReport {
         let inner = self.inner();
         let (status, want, kept) = (inner.status.clone(), inner.want, inner.kept);
         drop(inner);
@@ -117,7 +117,6 @@ impl Replica {
             (true, _, State::Stopping | State::Stopped) => ReplicaState::Stopping,
         };
         let network = &supervisor.settings.network;
-        let log = if log_lines == 0 { Vec::new() } else { self.log(log_lines) };
         ReplicaReport {
             replica: self.id,
             spec: self.spec.clone(),
@@ -131,12 +130,7 @@ impl Replica {
             address: Some(network.socket(self.slot, self.spec.port)),
             host_port: Some(network.host_port(self.slot)),
             age_ms: u64::try_from(status.age.as_millis()).unwrap_or(u64::MAX),
-            log,
         }
-    }
-    fn log(&self, lines: u32) -> Vec<String> {
-        let read = tokio::task::block_in_place(|| keeper::read_log(&self.files, lines));
-        read.unwrap_or_else(|e| vec![format!("(the log cannot be read: {e})")])
     }
 }
 
@@ -258,7 +252,7 @@ impl Supervisor {
         let end = Instant::now() + START;
         loop {
             self.refresh(&replica).await;
-            let report = replica.report(self, 0);
+            let report = replica.report(self);
             let over = report.state == ReplicaState::Exited && (report.ended.is_some() || already);
             if over || report.pid.is_some() {
                 return Ok(report);

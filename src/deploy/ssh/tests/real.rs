@@ -8,7 +8,7 @@ use crate::protocol::{Greeting, HostReport, Outcome, Request, Response};
 use std::process::{Child as Process, Command as Run};
 
 /// When this test binary is started as `<path> __host`: that argument is also the filter that selects this function.
-/// Answers until asked for an image, then goes away without a word. In a plain test run there is nothing to do.
+/// Answers until asked for a log, then goes away without a word. In a plain test run there is nothing to do.
 #[tokio::test]
 #[allow(non_snake_case, reason = "the argument selects it by its name")]
 async fn acts_as__host() {
@@ -31,7 +31,7 @@ async fn acts_as__host() {
     };
     frame::write(&mut to, &Greeting::Welcome(welcome)).await.unwrap();
     while let Ok(Some(request)) = frame::read::<Request>(&mut from).await {
-        if matches!(request.order, Order::HasImage { .. }) {
+        if matches!(request.order, Order::ReadLogs { .. }) {
             break;
         }
         let outcome = Outcome::Done(Reply::Status(HostReport::default()));
@@ -140,7 +140,8 @@ async fn over_a_real_sshd() {
     let status = || link.call(Order::Status { app: None }, Duration::from_secs(20));
     assert_eq!(status().await, Ok(Reply::Status(HostReport::default())));
     // The far end goes away in the middle of an order; the next call connects again by itself.
-    let lost = link.call(Order::HasImage { digest: Digest::of(b"") }, Duration::from_secs(20)).await;
+    let (app, replica) = ("web".parse().unwrap(), "r1-0".parse().unwrap());
+    let lost = link.call(Order::ReadLogs { app, replica, tail: 1 }, Duration::from_secs(20)).await;
     assert!(matches!(lost, Err(OrderError::Unreachable(_))), "{lost:?}");
     assert_eq!(status().await, Ok(Reply::Status(HostReport::default())));
     // What a crash may leave of the file: it is brought again. The first is an empty script, the second not even that.

@@ -114,9 +114,21 @@ impl Session {
     fn fence(&self) -> Fence {
         Fence { app: app(), epoch: Epoch(self.epoch), target: Revision(1) }
     }
+    /// As the status has it; `None` when it is not there.
+    fn find(&mut self, replica: ReplicaId) -> Option<ReplicaReport> {
+        match self.ok(Order::Status { app: Some(app()) }) {
+            Reply::Status(host) => {
+                host.apps.into_iter().flat_map(|a| a.replicas).find(|r| r.replica == replica)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
     fn replica(&mut self, replica: ReplicaId) -> ReplicaReport {
-        match self.ok(Order::ReplicaStatus { app: app(), replica, log_lines: 20 }) {
-            Reply::Replica(report) => *report,
+        self.find(replica).expect("it is there")
+    }
+    fn log(&mut self, replica: ReplicaId, tail: u32) -> Vec<String> {
+        match self.ok(Order::ReadLogs { app: app(), replica, tail }) {
+            Reply::Logs(lines) => lines,
             other => panic!("{other:?}"),
         }
     }
@@ -332,19 +344,18 @@ pub fn life() {
     let stopped = s.replica(id("r1-0"));
     assert_eq!((stopped.state, stopped.pid), (ReplicaState::Stopped, None), "{stopped:?}");
     assert_eq!(stopped.ended.as_deref(), Some("signal 15"), "{stopped:?}");
-    assert!(stopped.log.iter().any(|l| l.contains("/healthz")), "{:?}", stopped.log);
+    let log = s.log(id("r1-0"), 20);
+    assert!(log.iter().any(|l| l.contains("/healthz")), "{log:?}");
     let running = s.order(Order::RemoveReplica { fence: s.fence(), replica: id("r1-1") });
     assert_eq!(running.unwrap_err().kind, RefusalKind::Failed, "a running one is not removed");
     assert!(s.start(id("r1-0"), &spec).pid.is_some(), "a stopped one is started again");
     for replica in ["r1-0", "r1-1", "r9-9"] {
         s.end(id(replica));
     }
-    let gone = s.order(Order::ReplicaStatus { app: app(), replica: id("r1-0"), log_lines: 0 });
-    assert_eq!(gone.unwrap_err().kind, RefusalKind::NotFound);
-    let Reply::Logs(lines) = s.ok(Order::ReadLogs { app: app(), replica: id("r1-0"), tail: 5 }) else {
-        panic!()
-    };
-    assert!(!lines.is_empty(), "the log of a removed one is kept");
+    assert_eq!(s.find(id("r1-0")), None);
+    assert!(!s.log(id("r1-0"), 5).is_empty(), "the log of a removed one is kept");
+    let never = s.order(Order::ReadLogs { app: app(), replica: id("r8-8"), tail: 5 });
+    assert_eq!(never.unwrap_err().kind, RefusalKind::NotFound);
     let (_, rules) = shell("nft list table ip keelway");
     assert!(rules.contains("masquerade") && !rules.contains("dnat to"), "{rules}");
     shell("ip netns del peer; ip netns del stranger; ip link del lan");
@@ -458,7 +469,7 @@ pub fn stubborn() {
 
     let report = s.start(id("r1-0"), &spec(&deaf));
     assert_eq!(report.state, ReplicaState::Starting, "{report:?}");
-    s.until(id("r1-0"), "its first word", |r| r.log == ["deaf"]);
+    wait_for("its first word", || s.log(id("r1-0"), 20) == ["deaf"]);
     let told = Instant::now();
     s.ok(Order::StopReplica { fence: s.fence(), replica: id("r1-0"), grace_ms: 700 });
     let took = told.elapsed();
@@ -469,7 +480,8 @@ pub fn stubborn() {
     s.start(id("r1-1"), &spec(&broken));
     let report = s.until(id("r1-1"), "two restarts", |r| r.restarts >= 2);
     assert_eq!(report.ended.as_deref(), Some("exit code 3"));
-    assert_eq!(report.log.first().map(String::as_str), Some("boom in web-r1-1, hello $(id)"));
+    let log = s.log(id("r1-1"), 20);
+    assert_eq!(log.first().map(String::as_str), Some("boom in web-r1-1, hello $(id)"));
     assert!(report.good == 0 && report.state != ReplicaState::Healthy);
 
     // An image that is not there is said to be so, and is not tried for ever at full speed.
