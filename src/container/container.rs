@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -351,7 +351,7 @@ impl Container {
                 format!("127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{}\n", s.hostname).into(),
             ),
             file("/etc/hostname", format!("{}\n", s.hostname).into()),
-            file("/etc/resolv.conf", resolv_conf()),
+            file("/etc/resolv.conf", crate::network::resolv_conf()),
         ];
         spec.shm_size = Bytes(64 << 20);
         spec
@@ -406,28 +406,4 @@ fn output() -> io::Result<(File, Stdio)> {
 
 fn file(target: &str, content: Vec<u8>) -> Mount {
     Mount { target: target.into(), kind: MountKind::File { content, mode: 0o644 } }
-}
-
-/// The machine's name servers, those aside that only the machine itself can reach.
-fn resolv_conf() -> Vec<u8> {
-    // Where systemd-resolved runs, /etc/resolv.conf names its own loopback address.
-    for path in ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"] {
-        let text = read_small(Path::new(path)).unwrap_or_default();
-        let usable = text.lines().filter(|line| {
-            let server = line.trim_start().strip_prefix("nameserver").map(str::trim);
-            server.is_none_or(|s| !s.starts_with("127.") && s != "::1")
-        });
-        let usable: Vec<&str> = usable.collect();
-        if usable.iter().any(|line| line.trim_start().starts_with("nameserver")) {
-            return (usable.join("\n") + "\n").into_bytes();
-        }
-    }
-    Vec::new()
-}
-
-fn read_small(path: &Path) -> io::Result<String> {
-    use std::io::Read;
-    let mut text = String::new();
-    File::open(path)?.take(64 << 10).read_to_string(&mut text)?;
-    Ok(text)
 }

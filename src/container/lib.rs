@@ -3,7 +3,7 @@
 //! What replicas of a host, services of a stage and detached containers share. A [`Container`] belongs to
 //! the process that made it: when that process dies, by whatever signal, its sandbox dies with it. Who
 //! wants a container to outlive the one who asked for it runs it in a process of its own, as the host's
-//! keepers do. Networks are made by others: a container joins a namespace that is there.
+//! keepers do. [`network`] makes private networks; a container joins a namespace that is there.
 //!
 //! Nothing here prints or reads the environment.
 
@@ -17,6 +17,7 @@ mod image;
 pub mod lines;
 pub mod logs;
 mod names;
+pub mod network;
 mod policy;
 pub mod process;
 pub mod record;
