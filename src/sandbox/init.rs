@@ -6,7 +6,9 @@
 
 mod exec;
 mod interpreter;
+mod join;
 mod pid1;
+pub(crate) mod terminal;
 
 pub(crate) use interpreter::interpreter;
 
@@ -16,7 +18,7 @@ use crate::ids::Namespaces;
 use crate::proto::{self, Inner, Order, Report, Request, Stub};
 use crate::root;
 use crate::running::ExitKind;
-use crate::spec::{Network, RootFs};
+use crate::spec::{ExecSpec, Network, RootFs};
 use crate::sys::{self, Cloned};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -68,7 +70,7 @@ fn supervise(control: &OwnedFd) -> i32 {
     };
     match group.doors().and_then(|doors| start(control, &request, stdio, &doors)) {
         Ok(mut kept) => {
-            kept.keep(control);
+            kept.keep(control, &group, &request);
             finish(control, kept, &group, &request)
         }
         Err(e) => {
@@ -126,7 +128,7 @@ impl Kept {
     }
 
     /// Relays until PID 1 is dead.
-    fn keep(&mut self, control: &OwnedFd) {
+    fn keep(&mut self, control: &OwnedFd, group: &Group, request: &Request) {
         let mut owner_lives = true;
         let mut inner_talks = true;
         loop {
@@ -158,6 +160,7 @@ impl Kept {
             }
             if from_owner {
                 match proto::receive::<Order>(control.as_fd()) {
+                    Ok(Some((Order::Exec(spec), fds))) => self.exec(control, group, request, &spec, fds),
                     Ok(Some((order, _))) => {
                         let _ = proto::send(self.life.as_fd(), &order, &[]);
                     }
@@ -175,10 +178,43 @@ impl Kept {
         self.drain();
     }
 
+    /// Starts one more process. What becomes of it is its own affair, and of the socket that came along.
+    fn exec(
+        &self,
+        control: &OwnedFd,
+        group: &Group,
+        request: &Request,
+        spec: &ExecSpec,
+        mut fds: Vec<OwnedFd>,
+    ) {
+        // The last one is the socket; without it nobody could be told anything.
+        let Some(channel) = fds.pop() else { return };
+        let refuse = |error: SetupError, channel: &OwnedFd| {
+            let _ = proto::send(channel.as_fd(), &Report::Failed(error), &[]);
+        };
+        let Ok(stdio) = <[OwnedFd; 3]>::try_from(fds) else {
+            let detail = "a process without its three descriptors".into();
+            return refuse(SetupError::Protocol { detail }, &channel);
+        };
+        let doors = match group.doors() {
+            Ok(doors) => doors,
+            Err(error) => return refuse(error, &channel),
+        };
+        let sandbox = join::Sandbox {
+            pid1: self.pidfd.as_fd(),
+            doors: &doors,
+            ids: request.ids,
+            rlimits: &request.spec.rlimits,
+            private: [control.as_raw_fd(), self.life.as_raw_fd()],
+        };
+        // Nothing can be forked: the end of the socket tells.
+        let _ = join::start(&sandbox, spec, stdio, channel);
+    }
+
     /// Takes one message of PID 1; false at its end.
     fn hear(&mut self, control: &OwnedFd) -> bool {
         match proto::receive::<Inner>(self.life.as_fd()) {
-            Ok(Some((message, _))) => {
+            Ok(Some((message, fds))) => {
                 match message {
                     Inner::Stubs(stubs) => self.stubs = stubs,
                     Inner::Failed(error) => self.failure = Some(error),
@@ -186,7 +222,9 @@ impl Kept {
                     Inner::Started { warnings } => {
                         self.started = true;
                         let report = Report::Started { pid: self.pid, warnings };
-                        let _ = proto::send(control.as_fd(), &report, &[self.pidfd.as_raw_fd()]);
+                        let fds: Vec<_> =
+                            std::iter::once(&self.pidfd).chain(&fds).map(AsRawFd::as_raw_fd).collect();
+                        let _ = proto::send(control.as_fd(), &report, &fds);
                     }
                 }
                 true

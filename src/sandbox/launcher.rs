@@ -100,7 +100,7 @@ impl Stdio {
 /// How long building a sandbox may take; milliseconds unless the disk hangs.
 const START: Duration = Duration::from_secs(120);
 
-fn readable_within(fd: BorrowedFd<'_>, time: Duration) -> bool {
+pub(crate) fn readable_within(fd: BorrowedFd<'_>, time: Duration) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     let end = Instant::now() + time;
     loop {
@@ -193,6 +193,7 @@ impl Launcher {
             parent: self.0.config.cgroup_parent.clone(),
             name: spec.cgroup.clone(),
             limits: spec.limits.clone(),
+            counted: spec.counted,
         };
         let (control, child) = self.start_init()?;
         // From here on dropping it kills and reaps init.
@@ -217,9 +218,11 @@ impl Launcher {
             return Err(SpawnError::InitLost { detail });
         }
         match proto::receive::<Report>(running.control()) {
-            Ok(Some((Report::Started { pid, warnings: more }, mut fds))) if fds.len() == 1 => {
+            Ok(Some((Report::Started { pid, warnings: more }, fds)))
+                if fds.len() == 1 + usize::from(spec.terminal.is_some()) =>
+            {
                 warnings.extend(more);
-                running.started(pid, fds.remove(0), warnings);
+                running.started(pid, fds, warnings);
                 Ok(running)
             }
             Ok(Some((Report::Failed(error), _))) => {

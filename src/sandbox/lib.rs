@@ -19,6 +19,7 @@ mod bundle;
 mod caps;
 pub mod cgroup;
 mod error;
+mod executed;
 mod ids;
 mod init;
 mod launcher;
@@ -33,14 +34,15 @@ mod sys;
 pub use bundle::{BundleError, oci_config};
 pub use cgroup::{BoxName, ParentName};
 pub use error::{Errno, ExecError, SetupError, SpawnError, WaitError};
+pub use executed::{Executed, ExecutedHandle};
 pub use ids::IDS;
 pub use init::init_main;
 pub use launcher::{INIT_ARGUMENT, Ids, Launcher, LauncherConfig, OverlayApi, Stdio};
 pub use probe::{Finding, Probe, ProbeFailure, probe};
 pub use running::{Exit, ExitKind, Handle, Running, Usage};
 pub use spec::{
-    Access, CapProfile, DEFAULT_PATH, MAX_LOWERS, Mount, MountKind, Network, Resource, Rlimit, RootFs, Spec,
-    SpecError, User,
+    Access, CapError, CapProfile, CapSet, DEFAULT_PATH, ExecSpec, MAX_LOWERS, Mount, MountKind, Network,
+    Resource, Rlimit, RootFs, Spec, SpecError, User, Window,
 };
 
 /// For fuzzers: parsers of foreign bytes. None may panic.
@@ -78,7 +80,7 @@ mod tests {
         #[test]
         fn no_parser_panics(noise in proptest::collection::vec(any::<u8>(), 0..300), at: usize) {
             let program = std::fs::read("/bin/ls").unwrap();
-            let frame = [&[2, 30, 0, 0, 0][..], br#"{"Failed":{"exec":{"denied":{}"#].concat();
+            let frame = [&[3, 30, 0, 0, 0][..], br#"{"Failed":{"exec":{"denied":{}"#].concat();
             let table = std::fs::read("/proc/self/mountinfo").unwrap();
             for seed in [&program[..1024], b"#!/bin/sh -e\n", &frame, &table, b""] {
                 let data = mutated(seed, at, &noise);

@@ -9,7 +9,7 @@ use crate::cgroup::Plan as CgroupPlan;
 use crate::error::SetupError;
 use crate::ids::IdMap;
 use crate::running::{ExitKind, Usage};
-use crate::spec::Spec;
+use crate::spec::{ExecSpec, Spec};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Raised with every change of a message.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 /// Longest frame in bytes: a spec with its largest arguments and some files.
 const MAX_FRAME: usize = 64 << 20;
 const HEADER: usize = 5;
@@ -35,17 +35,20 @@ pub(crate) struct Request {
     pub legacy_overlay: bool,
 }
 
-/// Owner to supervisor, and supervisor to PID 1, afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Owner to supervisor afterwards; the first also supervisor to PID 1, and owner to a process that joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// Send this signal to the main process.
     Signal(i32),
+    /// Start one more process; its three descriptors come along, and the socket that it is spoken with over.
+    Exec(Box<ExecSpec>),
 }
 
 /// Supervisor to owner.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// The main process runs; PID 1's pidfd comes along.
+    /// The main process runs; PID 1's pidfd comes along, and the other side of its terminal if it has one.
+    /// Of a process that joined only the terminal.
     Started { pid: i32, warnings: Vec<String> },
     /// It did not start.
     Failed(SetupError),
@@ -58,6 +61,7 @@ pub(crate) enum Report {
 pub(crate) enum Inner {
     /// Mount points were made in the root: remove them from the upper directory at the end.
     Stubs(Vec<Stub>),
+    /// The other side of the terminal comes along, if there is one.
     Started {
         warnings: Vec<String>,
     },

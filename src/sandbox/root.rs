@@ -11,8 +11,9 @@ mod target;
 
 use crate::error::SetupError;
 use crate::ids::IdMap;
+use crate::init::terminal::{self, Terminal};
 use crate::proto::Stub;
-use crate::spec::{Access, Mount, MountKind, RootFs, Spec};
+use crate::spec::{Access, Mount, MountKind, RootFs, Spec, Window};
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
@@ -99,7 +100,11 @@ impl How<'_> {
 ///
 /// Still with all powers over the machine, but what is made in a file system belongs to the sandbox's root; the overlay
 /// remembers its maker, and changes layers as that one.
-pub(crate) fn enter(spec: &Spec, how: &How<'_>, stubs: &mut Vec<Stub>) -> Result<(), SetupError> {
+pub(crate) fn enter(
+    spec: &Spec,
+    how: &How<'_>,
+    stubs: &mut Vec<Stub>,
+) -> Result<Option<Terminal>, SetupError> {
     sys::own_files_as(how.ids.base).map_err(step("make files as the sandbox's root"))?;
     let host_root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(step("open /"))?;
@@ -114,7 +119,7 @@ pub(crate) fn enter(spec: &Spec, how: &How<'_>, stubs: &mut Vec<Stub>) -> Result
     let mut targets = Targets::new(root.as_fd(), upper, how.ids, stubs)?;
     proc(&mut targets, &parts)?;
     sys_fs(&mut targets, &parts)?;
-    dev(&mut targets, &parts, spec, how.ids)?;
+    let terminal = dev(&mut targets, &parts, spec, how.ids)?;
     for (mount, bind) in spec.mounts.iter().zip(&parts.binds) {
         extra(&mut targets, mount, bind.as_ref())?;
     }
@@ -122,7 +127,7 @@ pub(crate) fn enter(spec: &Spec, how: &How<'_>, stubs: &mut Vec<Stub>) -> Result
     if matches!(spec.root, RootFs::ReadOnly { .. }) {
         sys::mount_setattr(root.as_fd(), RDONLY, 0, false).map_err(step("make the root read-only"))?;
     }
-    Ok(())
+    Ok(terminal)
 }
 
 /// Goes to a directory beneath the root (which is `/` by now) and makes sure of it (CVE-2024-21626).
@@ -286,7 +291,12 @@ fn sys_fs(targets: &mut Targets<'_>, parts: &Parts) -> Result<(), SetupError> {
     mask(&mount, &MASKED_SYS, parts)
 }
 
-fn dev(targets: &mut Targets<'_>, parts: &Parts, spec: &Spec, ids: IdMap) -> Result<(), SetupError> {
+fn dev(
+    targets: &mut Targets<'_>,
+    parts: &Parts,
+    spec: &Spec,
+    ids: IdMap,
+) -> Result<Option<Terminal>, SetupError> {
     let at = targets.ordinary_directory("dev")?;
     let dev = tmpfs(64 << 10, 0o755, NOSUID | NODEV | NOEXEC).map_err(mount_error("tmpfs", "/dev"))?;
     attach(&dev, &at, "tmpfs", "/dev")?;
@@ -312,7 +322,20 @@ fn dev(targets: &mut Targets<'_>, parts: &Parts, spec: &Spec, ids: IdMap) -> Res
         let at = openat(&dev, name, flags, Mode::empty()).map_err(failed(name))?;
         attach(&mount, &at, name, format!("/dev/{name}"))?;
     }
-    Ok(())
+    spec.terminal.map(|window| console(&dev, window, spec, ids)).transpose()
+}
+
+/// The process's terminal, which is /dev/console, too.
+fn console(dev: &OwnedFd, window: Window, spec: &Spec, ids: IdMap) -> Result<Terminal, SetupError> {
+    let pts = inside(dev, "pts")?.ok_or_else(|| step("open /dev/pts")(Errno::ENOENT))?;
+    let terminal = terminal::open_in(pts.as_fd(), window, &spec.user, ids)?;
+    // The first terminal of a devpts is number 0.
+    let tree = bind_of(&pts, "0").map_err(mount_error("the terminal", "/dev/console"))?;
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
+    let node =
+        openat(dev, "console", flags, Mode::from_bits_truncate(0o600)).map_err(step("make /dev/console"))?;
+    attach(&tree, &node, "the terminal", "/dev/console")?;
+    Ok(terminal)
 }
 
 fn extra(targets: &mut Targets<'_>, mount: &Mount, bind: Option<&OwnedFd>) -> Result<(), SetupError> {

@@ -1,15 +1,17 @@
 //! A sandbox that runs, and how it ended.
 
 use crate::cgroup::Group;
-use crate::error::WaitError;
-use crate::launcher::Launcher;
+use crate::error::{SpawnError, WaitError};
+use crate::executed::Executed;
+use crate::launcher::{Launcher, Stdio};
 use crate::proto::{self, Order, Report};
+use crate::spec::ExecSpec;
 use crate::sys;
 use keelway_model::Bytes;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,6 +73,7 @@ pub struct Running {
     shared: Arc<Shared>,
     pid: i32,
     warnings: Vec<String>,
+    terminal: Option<OwnedFd>,
     exit: Option<Exit>,
     groups: Group,
     // The launcher removes its parent group when the last sandbox is gone.
@@ -102,6 +105,23 @@ impl Handle {
         }
     }
 
+    /// Starts one more process in the sandbox and returns when it runs (was executed), or why it does not.
+    /// Blocks for some milliseconds. It ends with the sandbox, and with the returned value.
+    pub fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Executed, SpawnError> {
+        spec.check()?;
+        let launch = |action| move |source| SpawnError::Launch { action, source };
+        let (ours, theirs) = UnixStream::pair().map_err(launch("make a socket for the process"))?;
+        let fds =
+            [stdio.stdin.as_raw_fd(), stdio.stdout.as_raw_fd(), stdio.stderr.as_raw_fd(), theirs.as_raw_fd()];
+        let sent = {
+            let _one_at_a_time = self.0.ordering.lock().unwrap_or_else(PoisonError::into_inner);
+            proto::send(self.0.control.as_fd(), &Order::Exec(Box::new(spec.clone())), &fds)
+        };
+        drop((stdio, theirs));
+        sent.map_err(launch("ask the sandbox for a process"))?;
+        Executed::begun(ours, spec)
+    }
+
     /// Kills all its processes at once, by killing PID 1 of its pid namespace.
     pub fn kill(&self) -> Result<(), WaitError> {
         match &*self.0.init.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -123,17 +143,21 @@ impl AsFd for Running {
 impl Running {
     pub(crate) fn new(child: Child, control: UnixStream, launcher: Launcher, groups: Group) -> Self {
         let shared = Arc::new(Shared { control, ordering: Mutex::new(()), init: Mutex::new(None) });
-        Self { child, shared, pid: 0, warnings: Vec::new(), exit: None, groups, _launcher: launcher }
+        let (warnings, terminal, exit) = (Vec::new(), None, None);
+        Self { child, shared, pid: 0, warnings, terminal, exit, groups, _launcher: launcher }
     }
 
     pub(crate) fn control(&self) -> BorrowedFd<'_> {
         self.shared.control.as_fd()
     }
 
-    pub(crate) fn started(&mut self, pid: i32, init: OwnedFd, warnings: Vec<String>) {
+    /// PID 1's descriptor comes first, then the terminal's, if there is one.
+    pub(crate) fn started(&mut self, pid: i32, fds: Vec<OwnedFd>, warnings: Vec<String>) {
         self.pid = pid;
         self.warnings = warnings;
-        *self.shared.init.lock().unwrap_or_else(PoisonError::into_inner) = Some(init);
+        let mut fds = fds.into_iter();
+        *self.shared.init.lock().unwrap_or_else(PoisonError::into_inner) = fds.next();
+        self.terminal = fds.next();
     }
 
     /// Init has said why it failed and is cleaning up: let it.
@@ -163,6 +187,12 @@ impl Running {
     /// What the machine did not allow but the sandbox can do without.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// The other side of the process's terminal, once: what is read there it has shown, what is written it
+    /// reads, and the window's size is set there. When it is closed the process gets SIGHUP.
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
     }
 
     /// For other threads.

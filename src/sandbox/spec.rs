@@ -4,6 +4,7 @@
 //! host path is absolute and trusted, every path inside the root is hostile and resolved by init
 //! beneath the root only. Nothing here opens a file.
 
+pub use crate::caps::{CapError, CapSet};
 use crate::cgroup::BoxName;
 use crate::ids::IDS;
 use keelway_model::{Bytes, Limits};
@@ -119,13 +120,60 @@ pub enum CapProfile {
     /// Without `NET_RAW`, `MKNOD`, `AUDIT_WRITE` and `SETFCAP`, and with no_new_privs: for pipeline steps and
     /// replicas.
     Step,
+    /// Exactly these, chosen by a person; otherwise as [`CapProfile::Build`].
+    Only(CapSet),
 }
 
 impl CapProfile {
     /// May a program gain what its file gives it (set-user-id, file capabilities)? Only inside the sandbox's user
     /// namespace, in any case.
     pub(crate) fn new_privileges(self) -> bool {
-        self == Self::Build
+        self != Self::Step
+    }
+}
+
+/// The size of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Lines.
+    pub rows: u16,
+    /// Characters of a line.
+    pub columns: u16,
+}
+
+/// One more process in a sandbox that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// Program and arguments; a program without `/` is searched in the `PATH` of `env`.
+    pub argv: Vec<String>,
+    /// The whole environment; nothing is added.
+    pub env: Vec<(String, String)>,
+    /// Working directory, absolute; it must exist.
+    pub cwd: PathBuf,
+    /// Who.
+    pub user: User,
+    /// A terminal of its own, in place of the three descriptors.
+    pub terminal: Option<Window>,
+    /// Capabilities.
+    pub caps: CapProfile,
+}
+
+impl ExecSpec {
+    /// `argv` as root in `/`; set the other fields afterwards.
+    pub fn new(argv: Vec<String>) -> Self {
+        Self {
+            argv,
+            env: vec![("PATH".into(), DEFAULT_PATH.into())],
+            cwd: PathBuf::from("/"),
+            user: User::default(),
+            terminal: None,
+            caps: CapProfile::Step,
+        }
+    }
+
+    /// Checks what can be checked without the machine.
+    pub fn check(&self) -> Result<(), SpecError> {
+        check_process(&self.argv, &self.env, &self.cwd, &self.user)
     }
 }
 
@@ -185,6 +233,11 @@ pub struct Spec {
     pub rlimits: Vec<Rlimit>,
     /// Size of /dev/shm.
     pub shm_size: Bytes,
+    /// A terminal of its own, in place of the three descriptors; it is /dev/console, too. The owner gets its
+    /// other side: see [`crate::Running::take_terminal`].
+    pub terminal: Option<Window>,
+    /// Whether memory, processes and CPU are counted, also where they have no bound.
+    pub counted: bool,
 }
 
 impl Spec {
@@ -204,6 +257,8 @@ impl Spec {
             cgroup,
             rlimits: Vec::new(),
             shm_size: Bytes(64 << 20),
+            terminal: None,
+            counted: false,
         }
     }
 
@@ -229,31 +284,7 @@ impl Spec {
             return Err(SpecError::TooManyLowers { count: lowers.len() });
         }
         lowers.iter().try_for_each(|l| absolute("a lower directory", l))?;
-        if self.argv.first().is_none_or(String::is_empty) {
-            return Err(SpecError::NoProgram);
-        }
-        let words = self.argv.iter().chain(self.env.iter().flat_map(|(k, v)| [k, v]));
-        if words.clone().any(|w| w.contains('\0')) {
-            return Err(SpecError::Nul);
-        }
-        let bytes: usize = words.map(|w| w.len() + 2).sum();
-        if bytes > MAX_ARGUMENT_BYTES {
-            return Err(SpecError::ArgumentsTooLong { bytes });
-        }
-        if let Some((name, _)) = self.env.iter().find(|(k, _)| k.is_empty() || k.contains('=')) {
-            return Err(SpecError::EnvName { name: name.clone() });
-        }
-        absolute("the working directory", &self.cwd)?;
-        let ids = || [self.user.uid, self.user.gid].into_iter().chain(self.user.groups.iter().copied());
-        if ids().any(|id| id == u32::MAX) {
-            return Err(SpecError::Id);
-        }
-        if let Some(id) = ids().find(|id| *id >= IDS) {
-            return Err(SpecError::IdOutside { id });
-        }
-        if self.user.groups.len() > 65_536 {
-            return Err(SpecError::TooManyGroups { count: self.user.groups.len() });
-        }
+        check_process(&self.argv, &self.env, &self.cwd, &self.user)?;
         if self.hostname.is_empty() || self.hostname.len() > 64 || self.hostname.contains('\0') {
             return Err(SpecError::Hostname { hostname: self.hostname.chars().take(80).collect() });
         }
@@ -278,6 +309,41 @@ impl Spec {
         }
         Ok(())
     }
+}
+
+/// What every process must be.
+fn check_process(
+    argv: &[String],
+    env: &[(String, String)],
+    cwd: &Path,
+    user: &User,
+) -> Result<(), SpecError> {
+    if argv.first().is_none_or(String::is_empty) {
+        return Err(SpecError::NoProgram);
+    }
+    let words = argv.iter().chain(env.iter().flat_map(|(k, v)| [k, v]));
+    if words.clone().any(|w| w.contains('\0')) {
+        return Err(SpecError::Nul);
+    }
+    let bytes: usize = words.map(|w| w.len() + 2).sum();
+    if bytes > MAX_ARGUMENT_BYTES {
+        return Err(SpecError::ArgumentsTooLong { bytes });
+    }
+    if let Some((name, _)) = env.iter().find(|(k, _)| k.is_empty() || k.contains('=')) {
+        return Err(SpecError::EnvName { name: name.clone() });
+    }
+    absolute("the working directory", cwd)?;
+    let ids = || [user.uid, user.gid].into_iter().chain(user.groups.iter().copied());
+    if ids().any(|id| id == u32::MAX) {
+        return Err(SpecError::Id);
+    }
+    if let Some(id) = ids().find(|id| *id >= IDS) {
+        return Err(SpecError::IdOutside { id });
+    }
+    if user.groups.len() > 65_536 {
+        return Err(SpecError::TooManyGroups { count: user.groups.len() });
+    }
+    Ok(())
 }
 
 /// `PATH` where nothing else is said, as container images expect it.

@@ -401,3 +401,32 @@ pub(crate) fn default_signals() {
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
+
+/// The process's side of a terminal, whose other side is `owner`: found without any path.
+pub(crate) fn terminal_peer(owner: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let unlocked: libc::c_int = 0;
+    let fd = owner.as_raw_fd();
+    // SAFETY: the kernel reads one int that lives through the call.
+    check(libc::c_long::from(unsafe { libc::ioctl(fd, libc::TIOCSPTLCK, &raw const unlocked) }))?;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the argument is a number.
+    owned(libc::c_long::from(unsafe { libc::ioctl(fd, libc::TIOCGPTPEER, flags) }))
+}
+
+/// Sets the size of a terminal's window.
+pub(crate) fn set_window(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel reads one structure that lives through the call.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size)
+    }))?;
+    Ok(())
+}
+
+/// Makes a terminal that of this session, which has none. The caller leads the session.
+pub(crate) fn take_terminal(terminal: BorrowedFd<'_>) -> Result<()> {
+    let steal: libc::c_int = 0;
+    // SAFETY: the argument is a number.
+    check(libc::c_long::from(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, steal) }))?;
+    Ok(())
+}

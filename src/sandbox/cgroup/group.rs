@@ -25,6 +25,8 @@ pub(crate) struct Plan {
     pub parent: ParentName,
     pub name: BoxName,
     pub limits: Limits,
+    /// Whether the groups are made that count, also where nothing is bounded.
+    pub counted: bool,
 }
 
 /// Groups that exist.
@@ -46,7 +48,9 @@ impl Plan {
                 Controller::Cpu => self.limits.cpu_millis.is_some(),
             };
             match self.layout.place(controller) {
-                Some(place) if asked || controller == Controller::Pids => wanted.push((controller, place)),
+                Some(place) if asked || self.counted || controller == Controller::Pids => {
+                    wanted.push((controller, place));
+                }
                 None if asked => {
                     return Err(SetupError::Cgroup {
                         action: format!(
@@ -111,7 +115,8 @@ impl Plan {
                     group.memory = Some((v2, dir));
                 }
                 Controller::Cpu => {
-                    let quota = u64::from(self.limits.cpu_millis.unwrap_or(0)) * (CPU_PERIOD / 1000);
+                    let Some(millis) = self.limits.cpu_millis else { continue };
+                    let quota = u64::from(millis) * (CPU_PERIOD / 1000);
                     // The kernel refuses less than a millisecond a period.
                     let quota = quota.max(1000);
                     if v2 {

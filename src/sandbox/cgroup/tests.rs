@@ -72,6 +72,7 @@ fn plan(layout: Layout) -> Plan {
         parent: "keelway/run".parse().unwrap(),
         name: "box".parse().unwrap(),
         limits: Limits { memory: Some(Bytes(1 << 20)), pids: Some(10), cpu_millis: Some(1500) },
+        counted: false,
     }
 }
 

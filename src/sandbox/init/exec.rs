@@ -1,8 +1,10 @@
 //! The last steps of the main process before it becomes the program of the spec.
 
 use super::interpreter::interpreter;
+use super::terminal::Terminal;
+use crate::caps;
 use crate::error::{ExecError, SetupError};
-use crate::spec::{DEFAULT_PATH, Spec};
+use crate::spec::{CapProfile, DEFAULT_PATH, User};
 use crate::sys::{self, Vector};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -24,14 +26,13 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// A NUL byte was refused by [`Spec::check`]; a text with one is cut there.
-    pub(super) fn new(spec: &Spec) -> Self {
-        let name = spec.argv.first().cloned().unwrap_or_default();
+    /// A NUL byte was refused when the spec was checked; a text with one is cut there.
+    pub(super) fn new(argv: &[String], env: &[(String, String)]) -> Self {
+        let name = argv.first().cloned().unwrap_or_default();
         let (candidates, searched) = if name.contains('/') {
             (vec![text(&name)], String::new())
         } else {
-            let path =
-                spec.env.iter().rev().find(|(k, _)| k == "PATH").map_or(DEFAULT_PATH, |(_, v)| v.as_str());
+            let path = env.iter().rev().find(|(k, _)| k == "PATH").map_or(DEFAULT_PATH, |(_, v)| v.as_str());
             let in_dir = |d: &str| if d.is_empty() { format!("./{name}") } else { format!("{d}/{name}") };
             let all = path.split(':').map(|d| text(&in_dir(d))).collect();
             (all, format!(" (searched PATH {path})"))
@@ -39,8 +40,8 @@ impl Program {
         Self {
             candidates,
             searched,
-            argv: Vector::new(spec.argv.iter().map(|a| text(a)).collect()),
-            env: Vector::new(spec.env.iter().map(|(k, v)| text(&format!("{k}={v}"))).collect()),
+            argv: Vector::new(argv.iter().map(|a| text(a)).collect()),
+            env: Vector::new(env.iter().map(|(k, v)| text(&format!("{k}={v}"))).collect()),
             name,
         }
     }
@@ -50,32 +51,63 @@ fn text(s: &str) -> CString {
     CString::new(s.split('\0').next().unwrap_or_default()).unwrap_or_default()
 }
 
+/// Where a program reads and writes.
+pub(super) enum Streams {
+    Three([OwnedFd; 3]),
+    /// All three, and the terminal of its session.
+    Terminal(OwnedFd),
+}
+
+impl Streams {
+    /// A terminal takes the place of the three; its owner's side comes back.
+    pub(super) fn of(three: [OwnedFd; 3], terminal: Option<Terminal>) -> (Self, Option<OwnedFd>) {
+        match terminal {
+            Some(Terminal { owner, process }) => (Self::Terminal(process), Some(owner)),
+            None => (Self::Three(three), None),
+        }
+    }
+}
+
 /// Becomes the program, or reports why not and ends.
 pub(super) fn become_program(
-    spec: &Spec,
+    user: &User,
+    caps: CapProfile,
     program: &Program,
-    stdio: [OwnedFd; 3],
-    mut report: PipeWriter,
+    streams: Streams,
+    report: PipeWriter,
 ) -> ! {
-    let error = match prepare(spec, &stdio) {
+    let error = match prepare(user, caps, &streams) {
         Ok(()) => SetupError::Exec(execute(program)),
         Err((action, errno)) => SetupError::Step { action: action.into(), errno: errno.into() },
     };
-    let _ = report.write_all(&serde_json::to_vec(&error).unwrap_or_default());
+    self::report(&error, report)
+}
+
+/// Says why the program is not executed, and ends.
+pub(super) fn report(error: &SetupError, mut to: PipeWriter) -> ! {
+    let _ = to.write_all(&serde_json::to_vec(error).unwrap_or_default());
     sys::exit_now(127)
 }
 
-fn prepare(spec: &Spec, stdio: &[OwnedFd; 3]) -> Result<(), (&'static str, Errno)> {
+fn prepare(user: &User, caps: CapProfile, streams: &Streams) -> Result<(), (&'static str, Errno)> {
     let what = |action: &'static str| move |errno| (action, errno);
     nix::unistd::setsid().map_err(what("begin a session"))?;
-    for (fd, at) in stdio.iter().zip(0..) {
+    let fds = match streams {
+        Streams::Three(fds) => fds.each_ref(),
+        Streams::Terminal(terminal) => {
+            sys::take_terminal(terminal.as_fd()).map_err(what("take the terminal"))?;
+            [terminal; 3]
+        }
+    };
+    for (fd, at) in fds.iter().zip(0..) {
         sys::place_fd(fd.as_fd(), at).map_err(what("set up standard input and output"))?;
     }
-    let groups: Vec<Gid> = spec.user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
+    let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
     setgroups(&groups).map_err(what("set the groups"))?;
-    let (gid, uid) = (Gid::from_raw(spec.user.gid), Uid::from_raw(spec.user.uid));
+    let (gid, uid) = (Gid::from_raw(user.gid), Uid::from_raw(user.uid));
     setresgid(gid, gid, gid).map_err(what("set the group"))?;
     setresuid(uid, uid, uid).map_err(what("set the user"))?;
+    caps::narrow(caps, user.uid).map_err(what("drop capabilities"))?;
     sys::default_signals();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(what("unblock signals"))?;
     sys::close_on_exec_from(3).map_err(what("close descriptors"))

@@ -3,7 +3,8 @@
 //! It shares nothing with the process but the kernel: it is not dumpable, so the process can neither trace
 //! it nor read its memory or descriptors. When it ends, the kernel kills all others of the namespace.
 
-use super::exec;
+use super::exec::{self, Streams};
+use super::terminal::Terminal;
 use crate::caps;
 use crate::cgroup::{self, Door};
 use crate::error::{ExecError, SetupError};
@@ -12,7 +13,7 @@ use crate::proto::{self, Inner, Order, Request};
 use crate::root;
 use crate::running::ExitKind;
 use crate::seccomp;
-use crate::spec::{Network, Resource, Rlimit, Spec};
+use crate::spec::{CapProfile, Network, Resource, Rlimit, User};
 use crate::sys::{self, Ended};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -22,8 +23,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, umask};
 use nix::unistd::{Gid, Uid, fchown, setgroups, setresgid, setresuid};
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::io::{PipeReader, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 /// Open files where nothing else is said.
@@ -47,9 +48,12 @@ pub(super) fn run(control: RawFd, life: UnixStream, request: &Request, gifts: Gi
     // Our copy of its own socket would hide its death from the owner.
     let _ = nix::unistd::close(control);
     let ready = cgroup::enter(doors).and_then(|()| set_up(&life, request, &spaces, &stdio));
-    match ready.and_then(|warnings| start(request, stdio, warnings)) {
-        Ok((main, warnings)) => {
-            let _ = proto::send(life.as_fd(), &Inner::Started { warnings }, &[]);
+    match ready.and_then(|ready| start(request, stdio, ready)) {
+        Ok(Main { pid: main, warnings, terminal }) => {
+            let fds: Vec<RawFd> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
+            let _ = proto::send(life.as_fd(), &Inner::Started { warnings }, &fds);
+            // The owner is the only one who has it: with the owner the terminal ends.
+            drop(terminal);
             let kind = watch(&life, main);
             let _ = proto::send(life.as_fd(), &Inner::Ended(kind), &[]);
             sys::exit_now(0)
@@ -59,6 +63,20 @@ pub(super) fn run(control: RawFd, life: UnixStream, request: &Request, gifts: Gi
             sys::exit_now(1)
         }
     }
+}
+
+/// What was set up.
+struct Ready {
+    warnings: Vec<String>,
+    terminal: Option<Terminal>,
+}
+
+/// The main process, which runs.
+struct Main {
+    pid: i32,
+    warnings: Vec<String>,
+    /// The owner's side.
+    terminal: Option<OwnedFd>,
 }
 
 /// The supervisor has one thread, so its death is what this fires for; whether it died before is told by the end of
@@ -76,14 +94,9 @@ fn set_up(
     request: &Request,
     spaces: &Namespaces,
     stdio: &[OwnedFd; 3],
-) -> Result<Vec<String>, SetupError> {
+) -> Result<Ready, SetupError> {
     let spec = &request.spec;
-    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map_err(step("hide init's memory"))?;
-    match sys::new_session_keyring() {
-        // A kernel without keyrings has none to hide.
-        Ok(()) | Err(Errno::ENOSYS) => {}
-        Err(e) => return Err(step("make a session keyring")(e)),
-    }
+    hide()?;
     nix::unistd::sethostname(&spec.hostname).map_err(step("set the host name"))?;
     setns(&spaces.ipc, CloneFlags::CLONE_NEWIPC).map_err(step("join the ipc namespace"))?;
     if let Some(net) = &spaces.net {
@@ -103,20 +116,31 @@ fn set_up(
     if !stubs.is_empty() {
         let _ = proto::send(life.as_fd(), &Inner::Stubs(stubs), &[]);
     }
-    entered?;
+    let terminal = entered?;
     umask(Mode::from_bits_truncate(0o022));
     root::change_directory(&spec.cwd)?;
-    give_stdio(spec, request.ids, stdio);
-    let warnings = limit_resources(spec)?;
+    give_stdio(&spec.user, request.ids, stdio);
+    let warnings = limit_resources(&spec.rlimits)?;
     // It is in its groups: the namespace begins there.
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("make the cgroup namespace"))?;
-    become_inner_root(spaces)?;
-    Ok(warnings)
+    become_inner_root(spaces.user.as_fd())?;
+    Ok(Ready { warnings, terminal })
 }
 
-/// Into the user namespace, from which no way leads back: root there, a nobody outside.
-fn become_inner_root(spaces: &Namespaces) -> Result<(), SetupError> {
-    setns(&spaces.user, CloneFlags::CLONE_NEWUSER).map_err(step("enter the user namespace"))?;
+/// Nothing of ours can be seen by whoever shares our user or our session.
+pub(super) fn hide() -> Result<(), SetupError> {
+    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map_err(step("hide init's memory"))?;
+    match sys::new_session_keyring() {
+        // A kernel without keyrings has none to hide.
+        Ok(()) | Err(Errno::ENOSYS) => Ok(()),
+        Err(e) => Err(step("make a session keyring")(e)),
+    }
+}
+
+/// Into the user namespace (a descriptor of it, or of a process in it), from which no way leads back: root there, a
+/// nobody outside.
+pub(super) fn become_inner_root(user: BorrowedFd<'_>) -> Result<(), SetupError> {
+    setns(user, CloneFlags::CLONE_NEWUSER).map_err(step("enter the user namespace"))?;
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     setgroups(&[])
         .and_then(|()| setresgid(gid, gid, gid))
@@ -129,25 +153,26 @@ fn become_inner_root(spaces: &Namespaces) -> Result<(), SetupError> {
 }
 
 /// The process may open its own pipes again through /dev/stdout.
-fn give_stdio(spec: &Spec, ids: IdMap, stdio: &[OwnedFd; 3]) {
+pub(super) fn give_stdio(user: &User, ids: IdMap, stdio: &[OwnedFd; 3]) {
     for fd in stdio {
         let is_pipe =
             fstat(fd).is_ok_and(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO);
         if is_pipe {
-            let _ = fchown(fd, Some(Uid::from_raw(ids.base + spec.user.uid)), None);
+            let _ = fchown(fd, Some(Uid::from_raw(ids.base + user.uid)), None);
             let _ = fchmod(fd, Mode::from_bits_truncate(0o600));
         }
     }
 }
 
-fn limit_resources(spec: &Spec) -> Result<Vec<String>, SetupError> {
+/// The usual limits, and these over them.
+pub(super) fn limit_resources(rlimits: &[Rlimit]) -> Result<Vec<String>, SetupError> {
     let mut warnings = Vec::new();
     for default in [NO_CORE, OPEN_FILES] {
-        if !spec.rlimits.iter().any(|r| r.resource == default.resource) {
+        if !rlimits.iter().any(|r| r.resource == default.resource) {
             limit_resource(default)?;
         }
     }
-    for asked in &spec.rlimits {
+    for asked in rlimits {
         warnings.extend(limit_resource(*asked)?);
     }
     Ok(warnings)
@@ -178,46 +203,52 @@ fn limit_resource(limit: Rlimit) -> Result<Option<String>, SetupError> {
 }
 
 /// Forks the main process and returns when it was executed.
-fn start(
-    request: &Request,
-    stdio: [OwnedFd; 3],
-    warnings: Vec<String>,
-) -> Result<(i32, Vec<String>), SetupError> {
+fn start(request: &Request, stdio: [OwnedFd; 3], ready: Ready) -> Result<Main, SetupError> {
     let spec = &request.spec;
     let filter = seccomp::program();
     // What exec needs is made before: the child only makes system calls.
-    let program = exec::Program::new(spec);
+    let program = exec::Program::new(&spec.argv, &spec.env);
     let (result, report) =
         std::io::pipe().map_err(|e| SetupError::Step { action: "make a pipe".into(), errno: e.into() })?;
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None).map_err(step("block signals"))?;
-    if spec.caps.new_privileges() {
-        // Without no_new_privs only a namespace's root may load a filter: before it drops what it need not have.
-        sys::seccomp(&filter).map_err(step("load the seccomp filter"))?;
-        caps::restrict(spec.caps).map_err(step("drop capabilities"))?;
-    } else {
-        sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(step("forbid new privileges"))?;
-        caps::restrict(spec.caps).map_err(step("drop capabilities"))?;
-        sys::seccomp(&filter).map_err(step("load the seccomp filter"))?;
-    }
+    give_up_powers(spec.caps, &filter)?;
+    let (streams, terminal) = Streams::of(stdio, ready.terminal);
     let Some(main) = sys::fork().map_err(step("fork the main process"))? else {
-        exec::become_program(spec, &program, stdio, report)
+        exec::become_program(&spec.user, spec.caps, &program, streams, report)
     };
-    drop((stdio, report));
+    drop((streams, report));
     caps::keep_kill_only().map_err(step("drop init's capabilities"))?;
+    hear_of_exec(result, &spec.argv)?;
+    Ok(Main { pid: main, warnings: ready.warnings, terminal })
+}
+
+/// All but the capabilities of the profile, and all system calls but the usual ones.
+pub(super) fn give_up_powers(profile: CapProfile, filter: &[libc::sock_filter]) -> Result<(), SetupError> {
+    if profile.new_privileges() {
+        // Without no_new_privs only a namespace's root may load a filter: before it drops what it need not have.
+        sys::seccomp(filter).map_err(step("load the seccomp filter"))?;
+        return caps::restrict(profile).map_err(step("drop capabilities"));
+    }
+    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(step("forbid new privileges"))?;
+    caps::restrict(profile).map_err(step("drop capabilities"))?;
+    sys::seccomp(filter).map_err(step("load the seccomp filter"))
+}
+
+/// Waits until the child was executed, or says why it was not.
+pub(super) fn hear_of_exec(mut result: PipeReader, argv: &[String]) -> Result<(), SetupError> {
     let mut answer = Vec::new();
-    let mut result = result;
     // The pipe ends with exec, or with the child.
     result
         .read_to_end(&mut answer)
-        .map_err(|e| SetupError::Step { action: "hear from the main process".into(), errno: e.into() })?;
+        .map_err(|e| SetupError::Step { action: "hear from the process".into(), errno: e.into() })?;
     if answer.is_empty() {
-        return Ok((main, warnings));
+        return Ok(());
     }
     Err(serde_json::from_slice::<SetupError>(&answer).unwrap_or_else(|_| {
         SetupError::Exec(ExecError::Other {
-            program: spec.argv.first().cloned().unwrap_or_default(),
+            program: argv.first().cloned().unwrap_or_default(),
             errno: Errno::EPROTO.into(),
         })
     }))
@@ -253,6 +284,8 @@ fn watch(life: &UnixStream, main: i32) -> ExitKind {
                 Ok(Some((Order::Signal(signal), _))) => {
                     let _ = sys::kill(main, signal);
                 }
+                // Not for us.
+                Ok(Some((Order::Exec(_), _))) => {}
                 // The supervisor is dead.
                 Ok(None) | Err(_) => sys::exit_now(1),
             }

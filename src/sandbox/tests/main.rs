@@ -10,9 +10,11 @@ mod files;
 mod fixture;
 mod hostile;
 mod isolation;
+mod joined;
 mod limits;
 mod probe;
 mod process;
+mod terminals;
 mod users;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -36,6 +38,8 @@ fn main() -> std::process::ExitCode {
         limits::TESTS,
         death::TESTS,
         users::TESTS,
+        joined::TESTS,
+        terminals::TESTS,
     ]
     .concat();
     let trials = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
