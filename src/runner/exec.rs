@@ -1,5 +1,6 @@
 //! One process in a sandbox, its output as log lines, its end as a result.
 
+use crate::room;
 use keelway_engine::{Ctx, Failure};
 use keelway_model::plan::Network as PlanNetwork;
 use keelway_model::{Limits, LogStream, SnapshotId};
@@ -187,8 +188,14 @@ fn may_go_on(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|e| e.error_len().is_none())
 }
 
-/// The failure of a process that did not end well, `what` in front.
-pub(crate) fn unsuccessful(what: &str, exit: &Exit) -> Failure {
+/// The failure of a process that did not end well, `what` in front. What it wrote is still there: where it filled the disk
+/// of the store, that is said.
+pub(crate) fn unsuccessful(what: &str, exit: &Exit, store: &Path) -> Failure {
+    let failure = ended_badly(what, exit);
+    if room::is_full(store) { room::advise(failure, store) } else { failure }
+}
+
+fn ended_badly(what: &str, exit: &Exit) -> Failure {
     let limit = if exit.usage.pids_refused > 0 {
         "; its limit of processes was reached: raise `limits.pids`"
     } else {

@@ -12,6 +12,7 @@ mod perform;
 mod pin;
 mod push;
 pub mod record;
+mod room;
 pub mod run;
 pub mod settings;
 pub mod source;

@@ -2,7 +2,7 @@
 
 use crate::pin::Pins;
 use crate::settings::Settings;
-use crate::{blocking, deploy, exec, lower, push, steps};
+use crate::{blocking, deploy, exec, lower, push, room, steps};
 use async_trait::async_trait;
 use keelway_dockerfile::Ignore;
 use keelway_engine::{CancelToken, Ctx, Failure, Perform, Performed};
@@ -283,7 +283,7 @@ impl Performer {
         };
         let exit = exec::run(&self.workspace.launcher, ctx, job).await?;
         if !exit.success() {
-            return Err(exec::unsuccessful(&node.name, &exit));
+            return Err(exec::unsuccessful(&node.name, &exit, self.store().path()));
         }
         self.seal(ctx, node, below, upper).await
     }
@@ -390,6 +390,17 @@ impl Perform for Performer {
     }
 
     async fn perform(&self, ctx: Ctx, node: &Node, inputs: Vec<Output>) -> Result<Performed, Failure> {
+        let done = self.perform_op(ctx, node, inputs).await;
+        // What a registry or a host says of its disk is not about ours.
+        let ours = !matches!(node.op, Op::Push(_) | Op::Deploy(_));
+        done.map_err(|f| {
+            if ours && room::says_full(&f.message) { room::advise(f, self.store().path()) } else { f }
+        })
+    }
+}
+
+impl Performer {
+    async fn perform_op(&self, ctx: Ctx, node: &Node, inputs: Vec<Output>) -> Result<Performed, Failure> {
         let chain = |c: Chain| Performed::output(Output::Chain(c));
         match &node.op {
             Op::Build(op) => self.build(ctx, op).await,

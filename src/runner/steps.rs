@@ -94,7 +94,7 @@ pub(crate) async fn run(
         ctx.notice(format!("step {}", step.name)).await;
         let exit = exec::run(&performer.workspace.launcher, ctx, job).await?;
         if !exit.success() {
-            return Err(exec::unsuccessful(&format!("step {}", step.name), &exit));
+            return Err(exec::unsuccessful(&format!("step {}", step.name), &exit, store.path()));
         }
         lowers.push(upper.fs().to_owned());
         uppers.push(upper);

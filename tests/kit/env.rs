@@ -166,7 +166,8 @@ fn joined(thread: std::thread::JoinHandle<String>) -> String {
 }
 
 /// Replaces what differs from run to run: the given texts, digests (`sha256:[DIGEST]`), ports of 127.0.0.1
-/// (`[PORT]`), durations (`[TIME]`: `850ms`, `4.2s`, `3m07s`, `2h05m`) and RFC 3339 times (`[DATE]`).
+/// (`[PORT]`, also in ssh's words), durations (`[TIME]`: `850ms`, `4.2s`, `3m07s`, `2h05m`), RFC 3339 times (`[DATE]`), times of
+/// day (`[CLOCK]`) and names of runs (`[RUN]`).
 pub fn normalise(text: &str, replace: &[(&str, &str)]) -> String {
     let mut text = text.to_owned();
     for (from, to) in replace {
@@ -181,6 +182,12 @@ pub fn normalise(text: &str, replace: &[(&str, &str)]) -> String {
             ("sha256:[DIGEST]", 7 + hex)
         } else if let Some(port) = rest.strip_prefix("127.0.0.1:").map(digits_len).filter(|n| *n > 0) {
             ("127.0.0.1:[PORT]", 10 + port)
+        } else if let Some(port) = rest.strip_prefix("127.0.0.1 port ").map(digits_len).filter(|n| *n > 0) {
+            ("127.0.0.1 port [PORT]", 15 + port)
+        } else if let Some(len) = shape_len(rest, b"00000000-000000-xxxxxx").filter(|_| at_word) {
+            ("[RUN]", len)
+        } else if let Some(len) = shape_len(rest, b"00:00:00 ").filter(|_| at_word) {
+            ("[CLOCK] ", len)
         } else if let Some(len) = date_len(rest).filter(|_| at_word) {
             ("[DATE]", len)
         } else if let Some(len) = duration_len(rest).filter(|_| at_word) {
@@ -201,6 +208,16 @@ fn digits_len(s: &str) -> usize {
 
 fn hex_len(s: &str) -> usize {
     s.bytes().take_while(u8::is_ascii_hexdigit).count()
+}
+
+/// The length of a shape that `s` begins with: `0` is a digit, `x` a hexadecimal one, all else is itself.
+fn shape_len(s: &str, shape: &[u8]) -> Option<usize> {
+    let fits = |(s, b): (&u8, &u8)| match s {
+        b'0' => b.is_ascii_digit(),
+        b'x' => b.is_ascii_hexdigit(),
+        _ => s == b,
+    };
+    (s.len() >= shape.len() && shape.iter().zip(s.as_bytes()).all(fits)).then_some(shape.len())
 }
 
 fn date_len(s: &str) -> Option<usize> {
@@ -323,11 +340,13 @@ mod tests {
     fn what_differs_is_replaced_and_nothing_else() {
         let digest = format!("sha256:{}", "a".repeat(64));
         let text = format!(
-            "{digest} at 127.0.0.1:4711 in 4.2s (3m07s), 850ms; 2026-11-23T10:00:00.5Z /x/y v1.2.3 10 m 12s3"
+            "{digest} at 127.0.0.1:4711 in 4.2s (3m07s), 850ms; 2026-11-23T10:00:00.5Z /x/y v1.2.3 10 m 12s3\n\
+             10:00:07 | run 20261123-100007-0a1b2c: 127.0.0.1 port 4711: no"
         );
         assert_eq!(
             normalise(&text, &[("/x", "[DIR]")]),
-            "sha256:[DIGEST] at 127.0.0.1:[PORT] in [TIME] ([TIME]), [TIME]; [DATE] [DIR]/y v1.2.3 10 m 12s3"
+            "sha256:[DIGEST] at 127.0.0.1:[PORT] in [TIME] ([TIME]), [TIME]; [DATE] [DIR]/y v1.2.3 10 m 12s3\n\
+             [CLOCK] | run [RUN]: 127.0.0.1 port [PORT]: no"
         );
     }
 
