@@ -17,6 +17,16 @@ const SIGRTMAX: i32 = 64;
 pub struct Overrides {
     /// Set over, or added to, the image's environment, in order.
     pub env: Vec<(String, String)>,
+    /// Instead of the image's ENTRYPOINT, whose CMD is left out then; an empty one takes both away.
+    pub entrypoint: Option<Vec<String>>,
+    /// Instead of the image's CMD, unless empty.
+    pub command: Vec<String>,
+    /// Instead of the image's WORKDIR.
+    pub cwd: Option<String>,
+    /// Instead of the image's USER.
+    pub user: Option<UserSpec>,
+    /// Instead of the image's STOPSIGNAL.
+    pub stop_signal: Option<String>,
 }
 
 /// One process as it shall be started.
@@ -38,10 +48,10 @@ pub struct Process {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     /// Neither ENTRYPOINT nor CMD.
-    #[error("the image has neither ENTRYPOINT nor CMD: name the program in its Dockerfile")]
+    #[error("the image has neither ENTRYPOINT nor CMD: name the program, here or in its Dockerfile")]
     Nothing,
     /// STOPSIGNAL makes no sense.
-    #[error("the image's STOPSIGNAL {0:?} is not a signal")]
+    #[error("the stop signal {0:?} is not a signal")]
     Signal(String),
 }
 
@@ -49,7 +59,14 @@ impl Process {
     /// Merges.
     pub fn of(config: &ContainerConfig, overrides: &Overrides) -> Result<Self, CommandError> {
         let words = |w: &Option<Vec<String>>| w.clone().unwrap_or_default();
-        let argv: Vec<String> = words(&config.entrypoint).into_iter().chain(words(&config.cmd)).collect();
+        let entrypoint = overrides.entrypoint.clone().unwrap_or_else(|| words(&config.entrypoint));
+        let command = match (overrides.command.is_empty(), &overrides.entrypoint) {
+            (false, _) => overrides.command.clone(),
+            // The image's arguments were meant for its own entry point.
+            (true, Some(_)) => Vec::new(),
+            (true, None) => words(&config.cmd),
+        };
+        let argv: Vec<String> = entrypoint.into_iter().chain(command).collect();
         if argv.first().is_none_or(String::is_empty) {
             return Err(CommandError::Nothing);
         }
@@ -65,13 +82,15 @@ impl Process {
         if !env.iter().any(|(name, _)| name == "PATH") {
             env.insert(0, ("PATH".into(), DEFAULT_PATH.into()));
         }
-        let cwd = config.working_dir.as_deref().filter(|d| !d.is_empty()).unwrap_or("/");
-        let signal = config.stop_signal.as_deref().filter(|s| !s.is_empty());
+        let cwd = overrides.cwd.as_deref().or(config.working_dir.as_deref());
+        let cwd = cwd.filter(|d| !d.is_empty()).unwrap_or("/");
+        let signal = overrides.stop_signal.as_deref().or(config.stop_signal.as_deref());
+        let signal = signal.filter(|s| !s.is_empty());
         Ok(Self {
             argv,
             env,
             cwd: PathBuf::from("/").join(cwd),
-            user: UserSpec(config.user.clone().unwrap_or_default()),
+            user: overrides.user.clone().unwrap_or_else(|| UserSpec(config.user.clone().unwrap_or_default())),
             stop_signal: signal.map_or(Ok(SIGTERM), |s| {
                 signal_number(s).ok_or_else(|| CommandError::Signal(s.chars().take(40).collect()))
             })?,
@@ -80,7 +99,7 @@ impl Process {
 }
 
 /// `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`.
-fn signal_number(text: &str) -> Option<i32> {
+pub fn signal_number(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return (1..=SIGRTMAX).contains(&number).then_some(number);
     }
@@ -108,12 +127,38 @@ mod tests {
             stop_signal: Some("SIGRTMIN+3".into()),
             ..ContainerConfig::default()
         };
-        let over = Overrides { env: vec![("A".into(), "2".into()), ("C".into(), "$(x)\n".into())] };
+        let over = Overrides {
+            env: vec![("A".into(), "2".into()), ("C".into(), "$(x)\n".into())],
+            ..Overrides::default()
+        };
         let p = Process::of(&config, &over).unwrap();
         assert_eq!(p.argv, ["/app", "--serve"]);
         let env: Vec<String> = p.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(env, [&format!("PATH={DEFAULT_PATH}"), "A=2", "B=x=y", "C=$(x)\n"]);
         assert_eq!((p.cwd.to_str(), p.user.0.as_str(), p.stop_signal), (Some("/srv"), "web:www", 37));
+    }
+
+    #[test]
+    fn the_caller_names_another_program() {
+        let config = ContainerConfig {
+            entrypoint: Some(vec!["/app".into()]),
+            cmd: Some(vec!["--serve".into()]),
+            ..ContainerConfig::default()
+        };
+        let argv = |entrypoint: Option<&[&str]>, command: &[&str]| {
+            let words = |w: &[&str]| w.iter().map(|w| (*w).to_owned()).collect::<Vec<String>>();
+            let over = Overrides {
+                entrypoint: entrypoint.map(words),
+                command: words(command),
+                ..Overrides::default()
+            };
+            Process::of(&config, &over).map(|p| p.argv.join(" "))
+        };
+        assert_eq!(argv(None, &["--help"]).as_deref(), Ok("/app --help"));
+        assert_eq!(argv(Some(&["sh"]), &[]).as_deref(), Ok("sh"));
+        assert_eq!(argv(Some(&["sh"]), &["-c", "x"]).as_deref(), Ok("sh -c x"));
+        assert_eq!(argv(Some(&[]), &["ls"]).as_deref(), Ok("ls"));
+        assert_eq!(argv(Some(&[]), &[]), Err(CommandError::Nothing));
     }
 
     #[test]

@@ -1,34 +1,38 @@
 //! The life of one container: start, check, end, start again, until told to stop.
 //!
 //! Invariants:
-//! - every start has an empty upper layer of its own: what a run wrote is gone with it;
+//! - every start has an empty upper layer of its own, and what a run wrote is gone with it, unless the
+//!   container has a place where that is kept;
 //! - [`Status`] says `Stopped` only when every process is dead and the whole log is written;
 //! - after [`Stop`] nothing is started again; the grace is kept to whatever the process does;
 //! - every wait ends: a start is bounded by the sandbox, a check by its timeout, a stop by its grace and
 //!   the kernel's SIGKILL.
 
+use crate::console::{Console, Tee};
 use crate::health::{self, Row};
-use crate::logs::{self, LogWriter};
+use crate::keeper::{Life, Order};
+use crate::network::{NetworkError, Networks};
+use crate::publish::{Publish, PublishError};
+use crate::start::{self, Started};
 use crate::{Backoff, CommandError, Image, Overrides, Process};
 use keelway_image::user;
+use keelway_model::clock::SystemClock;
 use keelway_model::plan::Health;
-use keelway_model::{Bytes, Limits};
+use keelway_model::{Bytes, Clock, Limits, Timestamp};
 use keelway_sandbox::{
-    BoxName, ExitKind, Handle, Launcher, Mount, MountKind, Network, RootFs, Running, SpawnError, Spec, Stdio,
-    User,
+    BoxName, CapProfile, ExecError, ExitKind, Handle, Launcher, Mount, Network, RootFs, SetupError,
+    SpawnError, Spec, User, Window,
 };
-use keelway_store::{Store, Upper};
+use keelway_store::Store;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How long the end of a log may come after the end of its processes.
-const LOG_END: Duration = Duration::from_secs(5);
 /// For deleting what an earlier run wrote.
 const TRASH: Duration = Duration::from_secs(10);
 /// What [`Status::last_bad`] and [`Status::ended`] are cut to.
@@ -62,6 +66,68 @@ pub struct Settings {
     pub health: Option<HealthSpec>,
     /// Directory of its log, which exists.
     pub log_dir: PathBuf,
+    /// What sets a container made by hand apart from a replica.
+    pub shape: Shape,
+}
+
+/// Where what a container writes into its root is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The overlay's upper directory, which exists.
+    pub upper: PathBuf,
+    /// Its work directory, beside it; made anew at each start.
+    pub work: PathBuf,
+}
+
+/// What sets a container made by hand apart from a replica; the default is a replica's.
+#[derive(Clone)]
+pub struct Shape {
+    /// Where what it writes is kept; else each start begins with the image.
+    pub kept: Option<Kept>,
+    /// Whether the root cannot be written.
+    pub read_only: bool,
+    /// Mounts beyond the usual ones.
+    pub mounts: Vec<Mount>,
+    /// Where a private network of its own comes from; [`Settings::network`] counts without one.
+    pub networks: Option<Networks>,
+    /// Ports of the machine that lead into its private network.
+    pub ports: Vec<Publish>,
+    /// Its capabilities.
+    pub caps: CapProfile,
+    /// Its input and output.
+    pub console: Console,
+    /// Who else gets them.
+    pub tee: Option<Arc<dyn Tee>>,
+    /// Whether it is started again when it ends by itself.
+    pub again: bool,
+    /// Whether what it uses is counted, also where nothing is bounded.
+    pub counted: bool,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            kept: None,
+            read_only: false,
+            mounts: Vec::new(),
+            networks: None,
+            ports: Vec::new(),
+            caps: CapProfile::Step,
+            console: Console::Log,
+            tee: None,
+            again: true,
+            counted: false,
+        }
+    }
+}
+
+impl std::fmt::Debug for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shape")
+            .field("console", &self.console)
+            .field("again", &self.again)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where a container is in its life.
@@ -101,6 +167,18 @@ pub struct Status {
     pub pid: Option<i32>,
     /// How long this run lasts.
     pub age: Duration,
+    /// When this run, or the last one, began.
+    #[serde(default)]
+    pub started: Option<Timestamp>,
+    /// How the last run ended, as a shell would say it; see [`exit_code`].
+    #[serde(default)]
+    pub code: Option<u8>,
+    /// Whether the memory limit ended it.
+    #[serde(default)]
+    pub out_of_memory: bool,
+    /// What the machine did not allow.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 impl Default for Status {
@@ -114,6 +192,10 @@ impl Default for Status {
             ended: None,
             pid: None,
             age: Duration::ZERO,
+            started: None,
+            code: None,
+            out_of_memory: false,
+            warnings: Vec::new(),
         }
     }
 }
@@ -140,6 +222,12 @@ pub enum StartError {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] SpawnError),
+    /// Its network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A port that leads into it.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     /// The log.
     #[error("cannot write the log in {path}: {source}; look at the disk")]
     Log {
@@ -149,6 +237,50 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The place where what it writes is kept.
+    #[error("cannot use {path}, where the container's files are: {source}; look at the disk")]
+    Kept {
+        /// Where.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// 125: the container did not start, by no doing of its program.
+pub const NOT_STARTED: u8 = 125;
+/// 126: the program cannot be executed.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// 127: there is no such program.
+pub const NOT_FOUND: u8 = 127;
+
+/// An end as a shell says it: the code, or 128 and the signal.
+pub fn exit_code(kind: &ExitKind) -> u8 {
+    match kind {
+        ExitKind::Code(code) => u8::try_from(code & 0xff).unwrap_or(NOT_STARTED),
+        ExitKind::Signal(signal) => u8::try_from(128 + (signal & 0x7f)).unwrap_or(u8::MAX),
+        ExitKind::OutOfMemory | ExitKind::InitKilled => 128 + 9,
+    }
+}
+
+/// Why a process was not started, in the numbers that shells and docker use.
+pub const fn start_code(error: &SpawnError) -> u8 {
+    match error {
+        SpawnError::Setup(SetupError::Exec(ExecError::NotFound { .. })) => NOT_FOUND,
+        SpawnError::Setup(SetupError::Exec(_) | SetupError::Cwd { .. }) => NOT_EXECUTABLE,
+        _ => NOT_STARTED,
+    }
+}
+
+impl StartError {
+    /// In the numbers that shells and docker use.
+    pub const fn code(&self) -> u8 {
+        match self {
+            Self::Sandbox(error) => start_code(error),
+            _ => NOT_STARTED,
+        }
+    }
 }
 
 /// A container of this process.
@@ -164,8 +296,17 @@ pub struct Container {
 struct Run {
     handle: Handle,
     pid: i32,
-    ended: JoinHandle<String>,
+    warnings: Vec<String>,
+    ended: JoinHandle<End>,
     since: Instant,
+}
+
+/// How a start, or the attempt, ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub text: String,
+    pub code: u8,
+    pub out_of_memory: bool,
 }
 
 impl Container {
@@ -186,14 +327,15 @@ impl Container {
         self.process.stop_signal
     }
 
-    /// Lives until a [`Stop`] comes (or its sender is gone, which stops at once), telling `status` all the
-    /// way. Dropping the future kills the container.
-    pub async fn run(&self, mut stop: mpsc::Receiver<Stop>, status: &watch::Sender<Status>) {
+    /// Lives until a [`Stop`] comes (or its sender is gone, which stops at once), telling the status all the
+    /// way; or until it ends, where it is not started again. Dropping the future kills the container.
+    pub async fn run(&self, life: &mut Life) {
         let mut backoff = Backoff::default();
         let mut order = None;
-        while order.is_none() {
-            status.send_modify(|s| {
-                *s = Status { restarts: s.restarts, ended: s.ended.take(), ..Status::default() };
+        loop {
+            life.status.send_modify(|s| {
+                *s =
+                    Status { restarts: s.restarts, ended: s.ended.take(), code: s.code, ..Status::default() };
             });
             // What the run before wrote, also one whose process was killed with its keeper. Not waited for.
             let store = self.store.clone();
@@ -205,67 +347,98 @@ impl Container {
             let begun = Instant::now();
             let ended = match self.start().await {
                 Ok(mut run) => {
-                    status.send_modify(|s| s.pid = Some(run.pid));
-                    let (ended, ordered) = self.attend(&mut run, &mut stop, status).await;
+                    let _ = life.handle.send(Some(run.handle.clone()));
+                    life.status.send_modify(|s| {
+                        s.pid = Some(run.pid);
+                        s.started = Some(SystemClock.now());
+                        s.warnings = std::mem::take(&mut run.warnings);
+                    });
+                    let (ended, ordered) = self.attend(&mut run, life).await;
                     order = ordered;
+                    let _ = life.handle.send(None);
                     ended
                 }
-                Err(error) => error.to_string(),
+                Err(error) => End { text: error.to_string(), code: error.code(), out_of_memory: false },
             };
-            tracing::info!(ended, "the container ended");
-            status.send_modify(|s| {
+            tracing::info!(ended = ended.text, "the container ended");
+            life.status.send_modify(|s| {
                 s.state = State::Exited;
-                s.ended = Some(ended.chars().take(MAX_REASON).collect());
+                s.ended = Some(ended.text.chars().take(MAX_REASON).collect());
+                s.code = Some(ended.code);
+                s.out_of_memory = ended.out_of_memory;
                 s.pid = None;
                 s.age = Duration::ZERO;
             });
-            if order.is_none() {
-                let wait = backoff.after(begun.elapsed());
-                tokio::select! {
-                    ordered = stop.recv() => order = Some(ordered),
-                    () = tokio::time::sleep(wait) => status.send_modify(|s| s.restarts += 1),
+            if order.is_some() {
+                break;
+            }
+            if !self.settings.shape.again {
+                return;
+            }
+            let wait = backoff.after(begun.elapsed());
+            tokio::select! {
+                ordered = next_stop(life) => {
+                    order = Some(ordered);
+                    break;
                 }
+                () = tokio::time::sleep(wait) => life.status.send_modify(|s| s.restarts += 1),
             }
         }
-        status.send_modify(|s| s.state = State::Stopped);
+        let _ = order;
+        life.status.send_modify(|s| s.state = State::Stopped);
     }
 
     /// Watches a run to its end; gives how it ended, and the order to stop if there was one.
-    async fn attend(
-        &self,
-        run: &mut Run,
-        stop: &mut mpsc::Receiver<Stop>,
-        status: &watch::Sender<Status>,
-    ) -> (String, Option<Option<Stop>>) {
+    async fn attend(&self, run: &mut Run, life: &mut Life) -> (End, Option<Option<Stop>>) {
         let rule = self.settings.health.as_ref();
         if rule.is_none() {
-            status.send_modify(|s| s.state = State::Healthy);
+            life.status.send_modify(|s| s.state = State::Healthy);
         }
-        let check = self.check(run.since, status);
-        tokio::pin!(check);
-        let order = tokio::select! {
-            ended = &mut run.ended => return (join(ended), None),
-            order = stop.recv() => order,
-            never = &mut check => match never {},
+        let order = {
+            let check = self.check(run.since, &life.status);
+            tokio::pin!(check);
+            loop {
+                tokio::select! {
+                    ended = &mut run.ended => return (join(ended), None),
+                    order = life.orders.recv() => match order {
+                        Some(Order::Signal(signal)) => send_signal(&run.handle, signal),
+                        Some(Order::Stop(stop)) => break Some(stop),
+                        None => break None,
+                    },
+                    never = &mut check => match never {},
+                }
+            }
         };
         // Without its sender nobody could stop it later.
         let grace = order.map_or(Duration::ZERO, |o| o.grace);
-        status.send_modify(|s| s.state = State::Stopping);
+        life.status.send_modify(|s| s.state = State::Stopping);
         let handle = run.handle.clone();
-        let signal = self.process.stop_signal;
-        if let Err(error) = handle.signal(signal) {
-            tracing::warn!(%error, "cannot send the stop signal");
-        }
-        let ended = match tokio::time::timeout(grace, &mut run.ended).await {
-            Ok(ended) => join(ended),
-            Err(_) => {
-                if let Err(error) = handle.kill() {
-                    tracing::error!(%error, "cannot kill the container");
-                }
-                format!("{} after {grace:?} of grace", join((&mut run.ended).await))
+        send_signal(&handle, self.process.stop_signal);
+        let end = tokio::time::Instant::now() + grace;
+        let ended = loop {
+            tokio::select! {
+                ended = &mut run.ended => break join(ended),
+                // A second order may be in more of a hurry, and signals are passed on as before.
+                Some(order) = life.orders.recv() => match order {
+                    Order::Signal(signal) => send_signal(&handle, signal),
+                    Order::Stop(stop) if stop.grace.is_zero() => break self.kill(run, Duration::ZERO).await,
+                    Order::Stop(_) => {}
+                },
+                () = tokio::time::sleep_until(end) => break self.kill(run, grace).await,
             }
         };
         (ended, Some(order))
+    }
+
+    async fn kill(&self, run: &mut Run, grace: Duration) -> End {
+        if let Err(error) = run.handle.kill() {
+            tracing::error!(%error, "cannot kill the container");
+        }
+        let mut end = join((&mut run.ended).await);
+        if !grace.is_zero() {
+            end.text = format!("{} after {grace:?} of grace", end.text);
+        }
+        end
     }
 
     /// Checks for ever, one check at a time.
@@ -305,33 +478,15 @@ impl Container {
 
     async fn start(&self) -> Result<Run, StartError> {
         let (store, launcher) = (self.store.clone(), self.launcher.clone());
-        let (spec, log_dir) = (self.spec(), self.settings.log_dir.clone());
-        let chain = self.settings.image.chain.clone();
-        let lowers: Vec<PathBuf> = chain.iter().map(|id| store.snapshot_dir(id)).collect();
-        let started = tokio::task::spawn_blocking(move || -> Result<_, StartError> {
-            let log = LogWriter::open(&log_dir, logs::CAP);
-            let mut log = log.map_err(|source| StartError::Log { path: log_dir.clone(), source })?;
-            let upper = store.begin()?;
-            let mut spec = spec;
-            spec.root =
-                RootFs::Overlay { lowers, upper: upper.fs().to_owned(), work: upper.work().to_owned() };
-            let (reader, stdio) =
-                output().map_err(|source| StartError::Log { path: log_dir.clone(), source })?;
-            let running = launcher.spawn(&spec, stdio)?;
-            let writer = std::thread::Builder::new().name("log".into()).spawn(move || log.drain(reader));
-            let writer = writer.map_err(|source| StartError::Log { path: log_dir, source })?;
-            for warning in running.warnings() {
-                tracing::warn!(warning, "the sandbox is less than asked for");
-            }
-            Ok((running, upper, writer))
-        });
-        let (running, upper, writer) = match started.await {
+        let (spec, settings) = (self.spec(), self.settings.clone());
+        let started = tokio::task::spawn_blocking(move || start::start(&store, &launcher, spec, &settings));
+        let Started { running, finish } = match started.await {
             Ok(started) => started?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
-        let (handle, pid) = (running.handle(), running.pid());
-        let ended = tokio::task::spawn_blocking(move || finish(running, upper, writer));
-        Ok(Run { handle, pid, ended, since: Instant::now() })
+        let (handle, pid, warnings) = (running.handle(), running.pid(), running.warnings().to_vec());
+        let ended = tokio::task::spawn_blocking(move || finish.wait(running));
+        Ok(Run { handle, pid, warnings, ended, since: Instant::now() })
     }
 
     fn spec(&self) -> Spec {
@@ -345,16 +500,32 @@ impl Container {
         spec.hostname.clone_from(&s.hostname);
         spec.network = s.network.clone();
         spec.limits = s.limits.clone();
-        spec.mounts = vec![
-            file(
-                "/etc/hosts",
-                format!("127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{}\n", s.hostname).into(),
-            ),
-            file("/etc/hostname", format!("{}\n", s.hostname).into()),
-            file("/etc/resolv.conf", crate::network::resolv_conf()),
-        ];
+        spec.caps = s.shape.caps;
+        spec.counted = s.shape.counted;
+        spec.terminal = match s.shape.console {
+            Console::Terminal { size: (rows, columns) } => Some(Window { rows, columns }),
+            Console::Log | Console::Lines { .. } => None,
+        };
+        spec.mounts.extend(s.shape.mounts.iter().cloned());
         spec.shm_size = Bytes(64 << 20);
         spec
+    }
+}
+
+/// The next order to stop; signals have nobody to go to.
+async fn next_stop(life: &mut Life) -> Option<Stop> {
+    loop {
+        match life.orders.recv().await {
+            Some(Order::Signal(_)) => {}
+            Some(Order::Stop(stop)) => return Some(stop),
+            None => return None,
+        }
+    }
+}
+
+fn send_signal(handle: &Handle, signal: i32) {
+    if let Err(error) = handle.signal(signal) {
+        tracing::warn!(%error, signal, "cannot send the signal");
     }
 }
 
@@ -367,43 +538,6 @@ impl Drop for Run {
     }
 }
 
-fn join(ended: Result<String, tokio::task::JoinError>) -> String {
-    ended.unwrap_or_else(|e| format!("lost: {e}"))
-}
-
-/// Waits for the end of everything: processes, then the log. The upper layer goes last.
-fn finish(mut running: Running, upper: Upper, writer: std::thread::JoinHandle<io::Result<()>>) -> String {
-    let ended = match running.wait() {
-        Ok(exit) => match exit.kind {
-            ExitKind::Code(code) => format!("exit code {code}"),
-            ExitKind::Signal(signal) => format!("signal {signal}"),
-            ExitKind::OutOfMemory => "out of memory: its limit was reached".to_owned(),
-            ExitKind::InitKilled => "killed with its sandbox".to_owned(),
-        },
-        Err(error) => error.to_string(),
-    };
-    drop(running);
-    // All writers of the pipe are dead, so its end is near; a log on a dead disk must not hold us.
-    let end = Instant::now() + LOG_END;
-    while !writer.is_finished() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    if writer.is_finished() {
-        if let Ok(Err(error)) = writer.join() {
-            tracing::error!(%error, "the log is not complete");
-        }
-    } else {
-        tracing::error!("the log is not complete: the disk does not answer");
-    }
-    drop(upper);
-    ended
-}
-
-fn output() -> io::Result<(File, Stdio)> {
-    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    Ok((File::from(reader), Stdio::output_to(writer)?))
-}
-
-fn file(target: &str, content: Vec<u8>) -> Mount {
-    Mount { target: target.into(), kind: MountKind::File { content, mode: 0o644 } }
+fn join(ended: Result<End, tokio::task::JoinError>) -> End {
+    ended.unwrap_or_else(|e| End { text: format!("lost: {e}"), code: NOT_STARTED, out_of_memory: false })
 }

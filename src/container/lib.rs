@@ -9,23 +9,34 @@
 
 mod backoff;
 mod command;
+pub mod console;
 mod container;
+pub mod containers;
 pub mod diary;
+pub mod exec;
 pub mod files;
 pub mod health;
 mod image;
+pub mod keeper;
+pub mod keeping;
 pub mod lines;
 pub mod logs;
 mod names;
 pub mod network;
 mod policy;
 pub mod process;
+pub mod publish;
 pub mod record;
+mod start;
+pub mod supervisor;
 pub mod wire;
 
 pub use backoff::Backoff;
-pub use command::{CommandError, Overrides, Process};
-pub use container::{Container, HealthSpec, Settings, StartError, State, Status, Stop};
+pub use command::{CommandError, Overrides, Process, signal_number};
+pub use container::{
+    Container, HealthSpec, Kept, NOT_EXECUTABLE, NOT_FOUND, NOT_STARTED, Settings, Shape, StartError, State,
+    Status, Stop, exit_code, start_code,
+};
 pub use image::{Image, ImageError};
 pub use names::{ContainerId, ContainerName, NameError};
 pub use policy::{Ended, PolicyError, RestartPolicy};

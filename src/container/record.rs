@@ -8,6 +8,7 @@
 use crate::files;
 use crate::names::{ContainerId, ContainerName};
 use crate::policy::RestartPolicy;
+use crate::publish::Publish;
 use keelway_disk::{Lock, LockError};
 use keelway_model::plan::UserSpec;
 use keelway_model::{Bytes, Digest, Limits, Timestamp};
@@ -34,6 +35,8 @@ pub enum NetworkMode {
     None,
     /// The machine's.
     Host,
+    /// One of its own that reaches out through NAT.
+    Private,
 }
 
 /// A directory or file of the machine, seen in the container.
@@ -90,6 +93,8 @@ pub struct Asked {
     pub hostname: Option<String>,
     /// Its network.
     pub network: NetworkMode,
+    /// Ports of the machine that lead into it.
+    pub publish: Vec<Publish>,
     /// Bounds.
     pub limits: Limits,
     /// Whether the root cannot be written.
