@@ -12,6 +12,7 @@
 //! This crate never prints, exits or reads the environment: `cli` gives it arguments and streams.
 
 pub mod balancer;
+pub mod boot;
 mod keeper;
 mod network;
 mod process;

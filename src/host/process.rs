@@ -3,6 +3,7 @@
 pub use keelway_container::process::{detach, runtime, spawn};
 
 use std::io;
+use std::path::PathBuf;
 
 /// The binary that runs now, also when its file was replaced or removed.
 const SELF: &str = "/proc/self/exe";
@@ -16,6 +17,11 @@ pub fn allow_many_files() {
     {
         tracing::warn!(%error, soft, "cannot raise the bound on open files");
     }
+}
+
+/// The file of the binary that runs now.
+pub fn own_path() -> io::Result<PathBuf> {
+    std::fs::read_link(SELF)
 }
 
 /// Names the binary that a process runs: device and inode.

@@ -5,14 +5,17 @@
 //! middle it starts another and gives the order again, which orders allow. A supervisor that runs another
 //! binary than this session is told to retire first, so that after an upgrade the new one serves.
 
+use crate::boot::Systemd;
 use crate::settings::{HostSettings, Role, Settings, SuperviseSettings};
 use crate::supervise::{Answer, Ask};
 use crate::{process, record, wire};
+use keelway_container::diary::Diary;
 use keelway_deploy::frame::{self, FrameError};
 use keelway_deploy::protocol::{
     Greeting, Hello, Outcome, Refusal, RefusalKind, Request, Response, VERSION, Welcome,
 };
 use keelway_model::Platform;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -169,6 +172,40 @@ impl Link {
         }
     }
 
+    /// Sees to it that a boot brings the supervisor back; says how systemd is reached where it runs. A host where that
+    /// does not work serves all the same.
+    async fn ensure_boot(&self) -> Option<Systemd> {
+        // One whose file is gone is no binary to boot from.
+        let binary = process::own_path().ok().filter(|path| path.is_file())?;
+        let systemd = Systemd::of(&self.settings, &binary)?;
+        match systemd.install(&binary).await {
+            Ok(()) => Some(systemd),
+            Err(error) => {
+                self.note(&format!("a reboot would not bring the replicas back: {error}"));
+                None
+            }
+        }
+    }
+
+    /// A line in the supervisor's diary: a session has none of its own, and its standard error is the deployer's ssh.
+    fn note(&self, line: &str) {
+        let diary = Diary::at(&record::diary(&self.settings, "supervisor"));
+        // Without a diary there is nowhere to say that there is none.
+        let _ = diary.open().and_then(|mut file| writeln!(file, "session: {line}"));
+    }
+
+    /// As the unit's, so that it belongs to no session; else by ourselves.
+    async fn start_supervisor(&self, systemd: Option<&Systemd>) -> std::io::Result<()> {
+        if let Some(systemd) = systemd {
+            match systemd.start().await {
+                Ok(()) => return Ok(()),
+                Err(error) => self.note(&format!("starting the supervisor without its unit: {error}")),
+            }
+        }
+        let args = SuperviseSettings { settings: self.settings.clone(), role: Role::Supervisor };
+        process::spawn("__supervise", args.to_args(), &record::diary(&self.settings, "supervisor"))
+    }
+
     /// A supervisor that answers and runs our binary.
     async fn ensure_supervisor(&self) -> Result<(), Refusal> {
         let mut checked = self.checked.lock().await;
@@ -179,6 +216,7 @@ impl Link {
             |what: &str, e: std::io::Error| Refusal::new(RefusalKind::Failed, format!("{what}: {e}"));
         let ours = process::own_binary().map_err(|e| failed("cannot look at our own binary", e))?;
         let path = record::supervisor_socket(&self.settings);
+        let systemd = self.ensure_boot().await;
         let end = Instant::now() + START;
         let mut started: Option<Instant> = None;
         loop {
@@ -195,10 +233,8 @@ impl Link {
                 _ => {
                     // One that was started may have lost to one of another session: then that one answers.
                     if started.is_none_or(|at| at.elapsed() > START / 3) {
-                        let args =
-                            SuperviseSettings { settings: self.settings.clone(), role: Role::Supervisor };
-                        let diary = record::diary(&self.settings, "supervisor");
-                        process::spawn("__supervise", args.to_args(), &diary)
+                        self.start_supervisor(systemd.as_ref())
+                            .await
                             .map_err(|e| failed("cannot start the supervisor", e))?;
                         started = Some(Instant::now());
                     }

@@ -70,6 +70,10 @@ impl Settings {
     pub fn store(&self) -> PathBuf {
         self.root.join("store")
     }
+    /// The binaries that deployers brought.
+    pub fn binaries(&self) -> PathBuf {
+        self.root.join("bin")
+    }
     /// State of the host, mode 0700.
     pub fn state(&self) -> PathBuf {
         self.root.join("host")

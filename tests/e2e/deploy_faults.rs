@@ -518,7 +518,7 @@ fn a_host_loses_its_link_in_the_middle(fleet: &mut Fleet) {
     fleet.assert_settled();
 }
 
-/// Nothing of ours is started by the host itself (there is no unit for systemd yet): whoever comes next by ssh brings
+/// Where no systemd runs, as on the rig, nothing of ours is started by the host itself: whoever comes next by ssh brings
 /// everything back as it was recorded.
 fn a_host_reboots(fleet: &mut Fleet) {
     let before = fleet.replicas();
