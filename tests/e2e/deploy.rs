@@ -6,7 +6,6 @@ use crate::{Ended, Test, World};
 use keelway_tests::demo::{self, Sender};
 use keelway_tests::load;
 use keelway_tests::rig::{REGISTRY, look};
-use std::time::Duration;
 
 /// The tests of this file. One rig serves them in turn: they are one story.
 pub const TESTS: &[Test] =
@@ -51,13 +50,15 @@ fn first_deploy(fleet: &Fleet) {
 }
 
 fn an_update_under_load_loses_nothing(fleet: &Fleet) {
+    let before = demo::answered(&fleet.rig).expect("logs can be read");
     let sender = Sender::start(&fleet.rig, "update", 200, 60_000).expect("the load starts");
     let capacity = look::Capacity::watch(&fleet.rig).expect("balancers answer");
     demo::new_version(&fleet.rig, "2").expect("git commits");
-    std::thread::sleep(Duration::from_secs(1));
+    fleet.flow(150);
     let out = fleet.run();
     let seen = capacity.end();
-    std::thread::sleep(Duration::from_secs(3));
+    fleet.flow(500);
+    demo::until_answered(&fleet.rig, before + demo::FEWEST + 100).expect("the load flows");
     let book = sender.stop().expect("the load ends");
     expect(out, 0);
     let verdict = load::judge(&book, demo::logged_ids(&fleet.rig).expect("logs can be read"));
@@ -189,10 +190,10 @@ fn rollback_goes_back(fleet: &mut Fleet) {
 /// The control: without draining, the same load loses some, so the zeros above mean something.
 fn a_naive_stop_loses_requests(fleet: &mut Fleet) {
     let sender = fleet.load(&[0, 1, 2], 200);
-    std::thread::sleep(Duration::from_secs(1));
+    fleet.flow(150);
     for _ in 0..3 {
         let _ = fleet.rig.hosts[0].run(&["pkill", "-KILL", "-f", "/srv/app/app.py"]);
-        std::thread::sleep(Duration::from_secs(1));
+        fleet.flow(100);
     }
     let (_, verdict) = fleet.judge(sender);
     assert!(!verdict.lost.is_empty(), "a replica killed under load lost none: {}", verdict.line());

@@ -3,8 +3,10 @@
 
 use crate::fleet::{Fleet, Pipeline, expect, holds};
 use crate::{Ended, Test, World};
+use keelway_tests::demo;
 use keelway_tests::rig::{look, wait_for};
 use std::fs;
+use std::io::Write as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,16 @@ pub const TESTS: &[Test] = &[
         what_stands_against_a_deploy_is_named_before_anything_changes,
     ),
     ("deploy_faults::whatever_dies_traffic_goes_on", whatever_dies_traffic_goes_on),
+    (
+        "deploy_faults::who_comes_late_or_at_once_changes_nothing_twice",
+        who_comes_late_or_at_once_changes_nothing_twice,
+    ),
 ];
+
+/// For whoever looks on: the bounds below were chosen by such figures.
+fn figure(what: &str, figure: &str) {
+    let _ = writeln!(std::io::stdout(), "{what} {figure}");
+}
 
 fn quick() -> Pipeline {
     Pipeline::default()
@@ -406,7 +417,7 @@ fn the_supervisor_dies(fleet: &mut Fleet) {
     let sender = fleet.load(&[0, 1, 2], 200);
     let (before, replicas) = (supervisor(fleet, 0), fleet.replicas());
     kill(fleet, 0, before);
-    std::thread::sleep(Duration::from_secs(2));
+    fleet.flow(300);
     // The next session starts another one, which finds everything as it was.
     assert_eq!(fleet.replicas(), replicas);
     assert_ne!(supervisor(fleet, 0), before);
@@ -437,14 +448,15 @@ fn a_balancer_dies(fleet: &mut Fleet) {
     let through = fleet.load(&[0], 100);
     let pool = look::usable(&look::balancer(&fleet.rig.hosts[0]).expect("it answers"));
     let pid = look::pids(&fleet.rig.hosts[0], " __balancer ", None)[0];
-    std::thread::sleep(Duration::from_secs(1));
+    fleet.flow(150);
     kill(fleet, 0, pid);
     let begun = Instant::now();
     let back = || look::balancer(&fleet.rig.hosts[0]).is_ok_and(|r| look::usable(&r) == pool);
     wait_for(Duration::from_secs(5), "the balancer, with the pool it had,", back).expect("it comes back");
     let away = begun.elapsed();
+    figure("a killed balancer was away for", &format!("{away:.2?}"));
     assert!(away < Duration::from_secs(3), "it was away for {away:?}");
-    std::thread::sleep(Duration::from_secs(2));
+    fleet.flow(300);
     fleet.assert_lossless(others);
     let (_, verdict) = fleet.judge(through);
     assert!(verdict.duplicated.is_empty(), "{:?}", verdict.duplicated);
@@ -453,13 +465,14 @@ fn a_balancer_dies(fleet: &mut Fleet) {
         verdict.lost.iter().map(|e| e.sent_ms).min().unwrap_or(0),
         verdict.lost.iter().map(|e| e.sent_ms).max().unwrap_or(0),
     );
+    figure("a killed balancer lost", &format!("{} of {} ms", verdict.lost.len(), last - first));
     assert!(last - first < 6000, "lost from {first} to {last} ms: {:?}", verdict.lost);
     fleet.assert_settled();
 }
 
 fn a_keeper_dies(fleet: &mut Fleet) {
     let sender = fleet.load(&[0, 1, 2], 200);
-    std::thread::sleep(Duration::from_secs(1));
+    fleet.flow(150);
     let pid = look::pids(&fleet.rig.hosts[1], " __supervise .* --replica ", None)[0];
     let before = fleet.counts();
     kill(fleet, 1, pid);
@@ -468,7 +481,7 @@ fn a_keeper_dies(fleet: &mut Fleet) {
             && (0..3).all(|h| look::balancer(&fleet.rig.hosts[h]).is_ok_and(|r| look::usable(&r).len() == 3))
     };
     wait_for(Duration::from_secs(15), "the replica of a killed keeper", healed).expect("it comes back");
-    std::thread::sleep(Duration::from_secs(1));
+    fleet.flow(150);
     let (_, verdict) = fleet.judge(sender);
     assert!(verdict.duplicated.is_empty(), "{:?}", verdict.duplicated);
     // What it had in its hands is lost, as the documentation says; nothing that came later.
@@ -476,6 +489,7 @@ fn a_keeper_dies(fleet: &mut Fleet) {
         verdict.lost.iter().map(|e| e.done_ms).min().unwrap_or(0),
         verdict.lost.iter().map(|e| e.done_ms).max().unwrap_or(0),
     );
+    figure("a killed keeper lost", &format!("{} in {} ms", verdict.lost.len(), last - first));
     assert!(
         verdict.lost.len() < 80 && last - first < 6000,
         "lost {} from {first} to {last} ms: {:?}",
@@ -551,4 +565,113 @@ fn a_host_reboots(fleet: &mut Fleet) {
     fleet.assert_lossless(sender);
     assert_eq!(fleet.version_at(0), "6");
     fleet.assert_settled();
+}
+
+fn who_comes_late_or_at_once_changes_nothing_twice(world: &World) -> Ended {
+    let mut fleet = Fleet::new(world);
+    fleet.commit("1", &quick(), |app| app);
+    expect(fleet.run(), 0);
+    fleet.assert_settled();
+    a_deployer_that_was_stopped_is_fenced(&mut fleet);
+    a_registry_that_goes_down_in_a_pull(&mut fleet);
+    a_score_of_deploys_at_once(&mut fleet);
+    Ok(())
+}
+
+/// Stops (or continues) the deployer: every `keelway` on its machine.
+fn signal_deployer(fleet: &Fleet, signal: &str) {
+    fleet.rig.deployer.run(&["pkill", signal, "-x", "keelway"]).expect("a deployer runs");
+}
+
+/// As a machine that sleeps, or a network that comes back: it wakes up when its lease is long over, in the middle of its
+/// rollout, and believes that it goes on.
+fn a_deployer_that_was_stopped_is_fenced(fleet: &mut Fleet) {
+    let sender = fleet.load(&[0, 1, 2], 50);
+    let before = fleet.counts();
+    fleet.commit("2", &quick(), |app| app);
+    let mut old = fleet.begin();
+    assert!(old.wait_line("| drain r"), "{:?}", old.end());
+    signal_deployer(fleet, "-STOP");
+    // Another machine waits for the lease to be over, and takes the rollout back.
+    let other = || fleet.deploy(&["--state", "/root/other"], "rollback");
+    let mut taken = other();
+    let end = Instant::now() + Duration::from_secs(60);
+    while taken.status.code() == Some(12) && Instant::now() < end {
+        taken = other();
+    }
+    expect(taken, 0);
+    assert_eq!(fleet.version_at(0), "1");
+    let (replicas, releases) = (fleet.replicas(), fleet.releases());
+    signal_deployer(fleet, "-CONT");
+    old.wake();
+    let (code, text) = old.end();
+    assert_eq!(code, 12, "{text}");
+    holds(&text, &["stopped: another deploy of this app took over", "the lease was lost"]);
+    assert_eq!(fleet.replicas(), replicas);
+    assert_eq!(fleet.releases(), releases);
+    fleet.assert_settled();
+    fleet.assert_lossless(sender);
+    fleet.assert_nothing_left(&before);
+}
+
+fn a_registry_that_goes_down_in_a_pull(fleet: &mut Fleet) {
+    let (replicas, before) = (fleet.replicas(), fleet.counts());
+    let version = fleet.version_at(0);
+    let sender = fleet.load(&[0, 1, 2], 50);
+    fleet.commit("3", &quick(), |app| app);
+    // Much to pull, and nothing of it can be packed.
+    let fill = "head -c 48M /dev/urandom >/root/web/ballast && printf 'COPY ballast /ballast\n' >>/root/web/Dockerfile";
+    fleet.rig.deployer.run(&["sh", "-c", fill]).expect("files can be written");
+    demo::commit(&fleet.rig, "much to pull").expect("git commits");
+    let mut deploy = fleet.begin();
+    assert!(deploy.wait_line("| pull the image"), "{:?}", deploy.end());
+    fleet.rig.stop_registry().expect("it can be ended");
+    // Whoever asks meanwhile is answered by the old version, of which nothing is touched.
+    fleet.flow(200);
+    assert_eq!(fleet.version_at(0), version, "the old version serves");
+    assert_eq!(fleet.replicas(), replicas);
+    // It is waited for, five minutes at most (`deploy` an_image_that_cannot_be_pulled_changes_nothing), and gone on with.
+    fleet.rig.start_registry().expect("it starts again");
+    let (code, text) = deploy.end();
+    assert_eq!(code, 0, "{text}");
+    fleet.assert_lossless(sender);
+    assert_eq!(fleet.version_at(0), "3");
+    fleet.assert_settled();
+    fleet.assert_nothing_left(&before);
+}
+
+/// One after the other wins or is told who does, and what is on the hosts in the end is what the winners did in turn.
+fn a_score_of_deploys_at_once(fleet: &mut Fleet) {
+    const RUNS: usize = 12;
+    const ROLLBACKS: usize = 8;
+    let before = fleet.counts();
+    let sender = fleet.load(&[0, 1, 2], 50);
+    fleet.commit("4", &quick(), |app| app);
+    // From this machine, where they share a state, and from what might be others, which only the hosts can keep apart.
+    let states: Vec<String> = (0..ROLLBACKS).map(|n| format!("/root/race-{n}")).collect();
+    let mut racing: Vec<_> = (0..RUNS).map(|_| fleet.begin()).collect();
+    racing.extend(states.iter().map(|state| fleet.begin_deploy(&["--state", state], "rollback")));
+    let ends: Vec<(i32, String)> = racing.into_iter().map(crate::fleet::Running::end).collect();
+    let of = |code: i32| ends.iter().filter(|e| e.0 == code).count();
+    assert_eq!(of(0) + of(12), RUNS + ROLLBACKS, "{ends:#?}");
+    assert!(of(0) > 0 && of(12) > 0, "nobody won, or nobody raced: {} and {}", of(0), of(12));
+    for (_, text) in ends.iter().filter(|e| e.0 == 12) {
+        holds(text, &["another deploy"]);
+    }
+    fleet.assert_settled();
+    fleet.assert_lossless(sender);
+    assert!(
+        fleet.beginnings().values().all(|n| *n == 1),
+        "a replica was started twice: {:?}",
+        fleet.beginnings()
+    );
+    // Each release was brought to its end before the next one began, on all hosts alike.
+    let releases = fleet.releases();
+    assert!(releases.iter().all(|r| *r == releases[0]), "{releases:?}");
+    assert!(releases[0].iter().all(|r| r.1 == "completed" || r.1 == "rolled-back"), "{releases:?}");
+    // After the race the world is an ordinary one.
+    expect(fleet.run(), 0);
+    assert_eq!(fleet.version_at(0), "4");
+    fleet.assert_settled();
+    fleet.assert_nothing_left(&before);
 }

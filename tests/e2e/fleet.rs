@@ -3,6 +3,7 @@
 use crate::World;
 use keelway_tests::demo::{self, Sender};
 use keelway_tests::load::{self, Entry, Verdict};
+use keelway_tests::rig::node::Node;
 use keelway_tests::rig::{REGISTRY, Rig, look, wait_for};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -81,6 +82,10 @@ impl Fleet {
     pub fn begin(&self) -> Running {
         self.begin_with(&demo::RUN)
     }
+    /// `keelway deploy VERB production`, begun.
+    pub fn begin_deploy(&self, flags: &[&str], verb: &str) -> Running {
+        self.begin_with(&[flags, &["deploy", verb], &NAMES[..]].concat())
+    }
     /// Any command on the deployer, begun.
     pub fn begin_with(&self, args: &[&str]) -> Running {
         let mut child = self
@@ -145,6 +150,15 @@ impl Fleet {
             .collect();
         assert!(!found.is_empty(), "{status:?}");
         found
+    }
+    /// What each host has recorded of releases: the revision and where it has come to, newest first.
+    pub fn releases(&self) -> Vec<Vec<(u64, String)>> {
+        let of = |host: &Node| -> Option<Vec<(u64, String)>> {
+            let bytes = fs::read(host.state_dir().join("host/apps/web/releases.json")).ok()?;
+            let records: Vec<Value> = serde_json::from_slice(&bytes).ok()?;
+            records.iter().map(|r| Some((r["revision"].as_u64()?, r["state"].as_str()?.to_owned()))).collect()
+        };
+        self.rig.hosts.iter().map(|h| of(h).expect("a host has records of releases")).collect()
     }
     /// Panics unless three replicas of one digest are healthy, one on each host, every balancer can use all of them, no
     /// lease is held, and the hosts themselves hold exactly what the status says.
@@ -218,6 +232,11 @@ impl Fleet {
             .to_owned()
     }
 
+    /// Waits until the load has flowed for a while: so many more requests are answered.
+    pub fn flow(&self, more: usize) {
+        let before = demo::answered(&self.rig).expect("logs can be read");
+        demo::until_answered(&self.rig, before + more).expect("the load flows");
+    }
     /// Begins to send through these hosts' balancers.
     pub fn load(&mut self, hosts: &[usize], rate: u32) -> Sender {
         self.sent += 1;
@@ -316,6 +335,10 @@ impl Running {
                 Err(_) => return false,
             }
         }
+    }
+    /// Goes on after its program was stopped and continued: what entered the node for it stops itself with it.
+    pub fn wake(&self) {
+        keelway_tests::env::signal(self.child.id(), "SIGCONT").expect("it is not waited for yet");
     }
     /// Waits for its end: the exit code (-1 when it was killed) and everything it said.
     pub fn end(mut self) -> (i32, String) {

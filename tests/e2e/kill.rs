@@ -4,10 +4,13 @@
 use crate::build::{build, context, with_busybox};
 use crate::pipeline::{commit, repository};
 use crate::{Ended, Test, World};
-use keelway_tests::env::{Env, Leaks};
+use keelway_tests::demo;
+use keelway_tests::env::{Env, Leaks, signal_group};
 use keelway_tests::registry::Registry;
+use keelway_tests::rig::wait_for;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -18,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("kill::at_each_boundary_of_a_pipeline", at_each_boundary_of_a_pipeline),
     ("kill::at_random_moments_of_a_pipeline", at_random_moments_of_a_pipeline),
     ("kill::the_next_start_does_not_touch_a_living_build", the_next_start_does_not_touch_a_living_build),
+    ("kill::ctrl_c_in_the_first_command_leaves_nothing", ctrl_c_in_the_first_command_leaves_nothing),
 ];
 
 /// How many kills: 20, or what `KEELWAY_KILLS` says (tests/soak says 100).
@@ -242,5 +246,59 @@ fn at_random_moments_of_a_pipeline(world: &World) -> Ended {
     victim.assert_mended(world, &was);
     drop(victim);
     leaks.assert_none();
+    Ok(())
+}
+
+/// The folders of rigs, which are all they leave on a disk.
+fn rigs() -> Vec<PathBuf> {
+    let in_dir = |dir: &str| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+        entries.filter(|p| p.to_string_lossy().contains("keelway-rig-")).collect()
+    };
+    ["/dev/shm", "/var/tmp"].map(in_dir).concat()
+}
+
+/// A Ctrl-C goes to everything in the foreground at once: while the rig is being made, and while the load runs, for which
+/// the run after the first one must have worked. The whole of it runs once more in `.ci/run`.
+fn ctrl_c_in_the_first_command_leaves_nothing(world: &World) -> Ended {
+    let (leaks, before) = (Leaks::record(), rigs());
+    for (said, then) in [
+        // Some of its machines stand.
+        ("==> the rig", Some("host1")),
+        ("==> commit 2", None),
+    ] {
+        let mut shown = std::process::Command::new(std::env::current_exe().expect("our own path"))
+            .arg(demo::VERB)
+            .arg(&world.keelway)
+            .arg(world.project.join("examples/web"))
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let group = shown.id();
+        let mut lines =
+            BufReader::new(shown.stderr.take().expect("it is piped")).lines().map_while(Result::ok);
+        let heard: Vec<String> = lines.by_ref().take_while(|l| !l.starts_with(said)).collect();
+        let new = || rigs().into_iter().find(|r| !before.contains(r));
+        if let Some(node) = then {
+            let stands = || new().is_some_and(|rig| rig.join(node).join("cgroup").exists());
+            wait_for(Duration::from_secs(30), node, stands).expect("it is made");
+        }
+        signal_group(group, "SIGINT").expect("it runs");
+        // What it says to its end is read, so that nobody waits for us to read it.
+        let rest: Vec<String> = lines.collect();
+        let status = shown.wait().expect("it can be waited for");
+        let text = [heard, rest].concat().join("\n");
+        assert_eq!(status.code(), Some(1), "{text}");
+        assert!(text.contains("the demonstration ended with signal: 2"), "{text}");
+        assert!(!text.contains("panicked"), "{text}");
+        assert_eq!(rigs(), before, "rigs are left: {text}");
+        leaks.assert_none();
+        // Orphans are gone when whoever adopts them has looked.
+        let gone = || signal_group(group, "SIGCONT").is_err();
+        wait_for(Duration::from_secs(10), "the end of all its processes", gone).expect("none is left");
+    }
     Ok(())
 }

@@ -4,10 +4,11 @@
 use crate::base::{self, Base};
 use crate::load::{self, Entry, Verdict};
 use crate::rig::{self, Rig};
+use nix::sys::signal::{SigSet, Signal};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -175,6 +176,17 @@ fn find_logs(dir: &Path, out: &mut Vec<std::path::PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
+/// How many requests the replicas have answered, by their logs.
+pub fn answered(rig: &Rig) -> io::Result<usize> {
+    logged_ids(rig).map(|ids| ids.len())
+}
+
+/// Waits until so many are answered in all: a load flows.
+pub fn until_answered(rig: &Rig, total: usize) -> io::Result<()> {
+    let enough = || answered(rig).is_ok_and(|n| n >= total);
+    rig::wait_for(Duration::from_secs(60), &format!("the answer to request {total}"), enough)
+}
+
 /// Whether some request was in flight at the old version while the new one already answered.
 pub fn swap_had_requests_in_flight(book: &[Entry], old: &str, new: &str) -> bool {
     let first_new = book.iter().filter(|e| e.result.as_deref() == Ok(new)).map(|e| e.done_ms).min();
@@ -215,22 +227,66 @@ pub fn check(book: &[Entry], verdict: &Verdict) -> io::Result<()> {
     Ok(())
 }
 
+/// The verb of the demonstration and its guard; two paths follow: the binary and the example.
+pub const VERB: &str = "demo";
+/// The verb of what is guarded.
+const INNER: &str = "__demo";
+
+/// Becomes the demonstration when the arguments say so; else returns at once.
+#[expect(clippy::exit, reason = "these are processes of their own, whose end is their meaning")]
+pub fn main_if_asked() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        [VERB, keelway, example] => guarded(keelway, example),
+        // The mask of whoever waits for us was inherited; we are to be ended by them.
+        [INNER, keelway, example] => ending_signals()
+            .thread_unblock()
+            .map_err(io::Error::from)
+            .and_then(|()| run(Path::new(keelway), Path::new(example))),
+        _ => return,
+    };
+    if let Err(e) = &result {
+        let _ = writeln!(io::stderr(), "keelway-rig: {e}");
+    }
+    std::process::exit(i32::from(result.is_err()));
+}
+
+/// What ends a program from outside.
+fn ending_signals() -> SigSet {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals
+}
+
+/// Does the work in a child and cleans up after it however it ended: a Ctrl-C ends the child, not us.
+fn guarded(keelway: &str, example: &str) -> io::Result<()> {
+    ending_signals().thread_block()?;
+    let mut child = Command::new(std::env::current_exe()?).args([INNER, keelway, example]).spawn()?;
+    let status: ExitStatus = child.wait()?;
+    rig::reap();
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("the demonstration ended with {status}")))
+    }
+}
+
 /// The whole demonstration.
-pub fn run(keelway: &Path, example: &Path) -> io::Result<()> {
+fn run(keelway: &Path, example: &Path) -> io::Result<()> {
     let begun = Instant::now();
     let rig = prepare(keelway, example)?;
     say("commit 1: build, test, push, deploy");
     pipeline(&rig)?;
     say("load: 200 requests a second through all three balancers");
     let sender = Sender::start(&rig, "demo", 200, 60_000)?;
-    let sending = Instant::now();
     new_version(&rig, "2")?;
-    thread::sleep(Duration::from_secs(2));
+    until_answered(&rig, 300)?;
     say("commit 2: the same, under load");
     let updated = pipeline(&rig);
     // Enough requests must follow the swap, too, and enough be sent in all.
-    let rest = Duration::from_secs(12).saturating_sub(sending.elapsed()).max(Duration::from_secs(2));
-    thread::sleep(rest);
+    until_answered(&rig, (answered(&rig)? + 400).max(FEWEST + 400))?;
     let book = sender.stop()?;
     updated?;
     let verdict = load::judge(&book, logged_ids(&rig)?);

@@ -133,6 +133,21 @@ impl Env {
     }
 }
 
+/// Sends a signal (`SIGINT`) to a process.
+pub fn signal(pid: u32, name: &str) -> io::Result<()> {
+    send(i32::try_from(pid).map_err(io::Error::other)?, name)
+}
+
+/// Sends a signal to a process group, as a terminal does at Ctrl-C.
+pub fn signal_group(leader: u32, name: &str) -> io::Result<()> {
+    send(-i32::try_from(leader).map_err(io::Error::other)?, name)
+}
+
+fn send(to: i32, name: &str) -> io::Result<()> {
+    let signal: nix::sys::signal::Signal = name.parse().map_err(io::Error::from)?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(to), signal).map_err(io::Error::from)
+}
+
 /// Runs a command to its end, or kills it at the deadline.
 pub fn run(command: &mut Command, deadline: Duration) -> io::Result<Output> {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;

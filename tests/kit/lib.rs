@@ -13,9 +13,10 @@ pub mod rig;
 pub mod server;
 pub mod tls;
 
-/// Becomes a node of a rig or a load generator when the arguments say so; else returns at once. The kit starts
+/// Becomes a node of a rig, a load generator or the demonstration when the arguments say so; else returns at once. The kit starts
 /// the test binary itself for these: every program that uses a rig calls this first in `main`.
 pub fn main_if_asked() {
     rig::node::main_if_asked();
     load::main_if_asked();
+    demo::main_if_asked();
 }

@@ -32,6 +32,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Rig {
     services: Vec<Service>,
+    docker_registry: Option<Service>,
     /// The target hosts.
     pub hosts: Vec<Node>,
     /// Runs docker-registry.
@@ -98,8 +99,18 @@ impl Rig {
         let load = start("load")?;
         let hosts =
             (1..=options.hosts).map(|i| start(&format!("host{i}"))).collect::<io::Result<Vec<_>>>()?;
-        let mut rig =
-            Self { services: Vec::new(), hosts, registry, deployer, load, switch, dir, id, _lock: lock };
+        let mut rig = Self {
+            services: Vec::new(),
+            docker_registry: None,
+            hosts,
+            registry,
+            deployer,
+            load,
+            switch,
+            dir,
+            id,
+            _lock: lock,
+        };
         rig.connect()?;
         rig.install(&options.keelway)?;
         rig.start_registry()?;
@@ -203,7 +214,8 @@ impl Rig {
         Ok(())
     }
 
-    fn start_registry(&mut self) -> io::Result<()> {
+    /// Starts the registry, or starts it again; what it holds is kept.
+    pub fn start_registry(&mut self) -> io::Result<()> {
         fs::write(
             self.registry.file("root/registry.yml"),
             "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage:\n  filesystem: {rootdirectory: /var/lib/keelway/registry}\n\
@@ -217,12 +229,20 @@ impl Rig {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        self.services.push(Service(child));
+        self.docker_registry = Some(Service(child));
         wait_for(Duration::from_secs(20), "docker-registry", || {
             self.deployer
                 .run(&["curl", "-sf", "--cacert", "/root/rig_ca.pem", &format!("https://{REGISTRY}/v2/")])
                 .is_ok()
         })
+    }
+
+    /// Ends the registry as kill -9 does.
+    pub fn stop_registry(&mut self) -> io::Result<()> {
+        // It runs in the node's own pid namespace; what was started is what entered it.
+        self.registry.run(&["pkill", "-KILL", "-x", "docker-registry"])?;
+        self.docker_registry = None;
+        Ok(())
     }
 
     /// Starts (or, after a reboot, restarts) a host's sshd.
@@ -285,6 +305,7 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         self.services.clear();
+        self.docker_registry = None;
         for node in self.hosts.iter_mut().chain([
             &mut self.load,
             &mut self.deployer,
