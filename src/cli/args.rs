@@ -1,5 +1,6 @@
 //! The command line as it is typed. What it means is decided in [`crate::settings`] and [`crate::commands`].
 
+use crate::container_args::ContainerVerb;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -162,6 +163,9 @@ pub enum Verb {
     /// Images of this machine's store
     #[command(subcommand)]
     Image(ImageVerb),
+    /// Containers of this machine
+    #[command(subcommand)]
+    Container(ContainerVerb),
     /// What runs on a target's hosts
     #[command(subcommand)]
     Deploy(DeployVerb),

@@ -1,5 +1,7 @@
 //! The hidden verbs: re-executions of the binary by itself. No person types them.
 
+use keelway_container::keeping::{self, Attachment, Post, Role};
+use keelway_container::{keeper, process, supervisor};
 use keelway_host::{BalancerSettings, HostSettings, SuperviseSettings, balancer, supervise};
 use keelway_model::ExitCode as Code;
 use std::ffi::OsString;
@@ -23,7 +25,38 @@ pub fn run_if_asked() -> Option<ExitCode> {
             diary();
             Some(with(SuperviseSettings::from_args(&rest), supervise::run))
         }
+        keeping::VERB => {
+            diary();
+            Some(container(&rest))
+        }
         _ => None,
+    }
+}
+
+/// The keeper or the supervisor of a container that was made by hand.
+fn container(args: &[OsString]) -> ExitCode {
+    let (role, post) = match Post::from_args(args) {
+        Ok(found) => found,
+        Err(e) => return fail(&e, Code::Usage),
+    };
+    process::detach();
+    let runtime = match process::runtime("container") {
+        Ok(r) => r,
+        Err(e) => return fail(&e, Code::Outside),
+    };
+    let done: Result<(), String> = runtime.block_on(async {
+        match role {
+            Role::Keeper => {
+                let kept = keeping::keep(&post, Attachment::default(), keeper::desk()).await;
+                kept.map(drop).map_err(|e| e.to_string())
+            }
+            Role::Supervisor => supervisor::supervise(&post).await.map_err(|e| e.to_string()),
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    match done {
+        Ok(()) => Code::Done.code().into(),
+        Err(e) => fail(&e, Code::Outside),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod container_args;
 mod files;
 mod hidden;
 mod machine;

@@ -13,6 +13,13 @@ pub enum CommandError {
     Failed(Failure),
     /// A run or deploy ended that way and has said so itself.
     Ended(ExitCode),
+    /// `container run` and `container exec` end as what they ran, in the numbers that shells and docker use.
+    Container {
+        /// The number.
+        code: u8,
+        /// What to say about it, if anything.
+        message: Option<String>,
+    },
 }
 
 impl CommandError {
@@ -32,12 +39,24 @@ impl CommandError {
             None => Err(Self::Ended(report.exit)),
         }
     }
-    /// The exit code.
-    pub const fn exit(&self) -> ExitCode {
+    /// As what a container ran.
+    pub const fn code(code: u8, message: Option<String>) -> Self {
+        Self::Container { code, message }
+    }
+    /// Whatever failed before a container's process ran is 125, so that no number of its own is mistaken for one of ours.
+    pub fn not_started(self) -> Self {
         match self {
-            Self::Definition(_) => ExitCode::Usage,
-            Self::Failed(f) => f.exit,
-            Self::Ended(code) => *code,
+            Self::Failed(f) => Self::code(keelway_container::NOT_STARTED, Some(f.message)),
+            other => other,
+        }
+    }
+    /// The exit code as a number.
+    pub const fn number(&self) -> u8 {
+        match self {
+            Self::Definition(_) => ExitCode::Usage.code(),
+            Self::Failed(f) => f.exit.code(),
+            Self::Ended(code) => code.code(),
+            Self::Container { code, .. } => *code,
         }
     }
 }

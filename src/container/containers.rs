@@ -151,7 +151,8 @@ impl Entry {
             (false, Some(run), None) => Some(killed(run)),
             _ => None,
         };
-        let comes_back = self.record.asked.restart != RestartPolicy::No && !watch.over;
+        let stopped = self.files.want()?.is_some_and(|want| want.stopped);
+        let comes_back = self.record.asked.restart != RestartPolicy::No && !watch.over && !stopped;
         let phase = match (kept, &run, &end) {
             (true, Some(_), None) => Phase::Running,
             (_, None, None) if watch.restarts > 0 && comes_back => Phase::Restarting,

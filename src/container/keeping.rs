@@ -256,6 +256,18 @@ pub fn hostname(record: &Record) -> String {
     record.asked.hostname.clone().unwrap_or_else(|| record.id.short().to_owned())
 }
 
+/// What of this machine a record asks for.
+pub(crate) fn binds(record: &Record) -> Vec<Mount> {
+    let mount = |b: &crate::record::Bind| Mount {
+        target: b.target.clone(),
+        kind: MountKind::Bind {
+            source: b.source.clone(),
+            access: if b.writable { Access::ReadWrite } else { Access::ReadOnly },
+        },
+    };
+    record.asked.binds.iter().map(mount).collect()
+}
+
 fn prepare(post: &Post, record: &Record, attachment: Attachment) -> Result<Container, String> {
     let say = |error: &dyn std::fmt::Display| error.to_string();
     let store = open_store(&post.state).map_err(|e| say(&e))?;
@@ -266,13 +278,6 @@ fn prepare(post: &Post, record: &Record, attachment: Attachment) -> Result<Conta
     store.note_cgroup(&parent).map_err(|e| say(&e))?;
     let launcher = Launcher::new(LauncherConfig::new(parent.parse().map_err(|e| say(&e))?));
     let (asked, files) = (&record.asked, post.files());
-    let binds = asked.binds.iter().map(|b| Mount {
-        target: b.target.clone(),
-        kind: MountKind::Bind {
-            source: b.source.clone(),
-            access: if b.writable { Access::ReadWrite } else { Access::ReadOnly },
-        },
-    });
     let tmpfs = asked
         .tmpfs
         .iter()
@@ -297,7 +302,7 @@ fn prepare(post: &Post, record: &Record, attachment: Attachment) -> Result<Conta
         shape: Shape {
             kept: Some(Kept { upper: files.upper(), work: files.work() }),
             read_only: asked.read_only,
-            mounts: tmpfs.chain(binds).collect(),
+            mounts: tmpfs.chain(binds(record)).collect(),
             networks,
             ports: asked.publish.clone(),
             caps: capabilities(record).map_err(|e| say(&e))?,

@@ -12,6 +12,7 @@ mod command;
 pub mod console;
 mod container;
 pub mod containers;
+pub mod copy;
 pub mod diary;
 pub mod exec;
 pub mod files;
@@ -28,6 +29,7 @@ pub mod process;
 pub mod publish;
 pub mod record;
 mod start;
+pub mod stats;
 pub mod supervisor;
 pub mod wire;
 

@@ -14,6 +14,7 @@
 //!
 //! This is the only crate with unsafe code, all of it in `sys`.
 
+pub mod archive;
 mod binary;
 mod bundle;
 mod caps;
@@ -42,7 +43,7 @@ pub use probe::{Finding, Probe, ProbeFailure, probe};
 pub use running::{Exit, ExitKind, Handle, Running, Usage};
 pub use spec::{
     Access, CapError, CapProfile, CapSet, DEFAULT_PATH, ExecSpec, MAX_LOWERS, Mount, MountKind, Network,
-    Resource, Rlimit, RootFs, Spec, SpecError, User, Window,
+    Resource, Rlimit, RootFs, Spec, SpecError, User, Window, Work,
 };
 
 /// For fuzzers: parsers of foreign bytes. None may panic.

@@ -141,6 +141,25 @@ pub struct Window {
     pub columns: u16,
 }
 
+/// What a process of a sandbox does.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// It becomes the program of its arguments.
+    #[default]
+    Program,
+    /// It writes a tar of this path to its output: see [`crate::archive`]. Nothing of the root is executed.
+    Pack {
+        /// Absolute, in the sandbox; a link at its end is packed itself.
+        path: String,
+    },
+    /// It reads such a tar from its input.
+    Unpack {
+        /// Where it goes.
+        to: crate::archive::Destination,
+    },
+}
+
 /// One more process in a sandbox that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecSpec {
@@ -156,6 +175,8 @@ pub struct ExecSpec {
     pub terminal: Option<Window>,
     /// Capabilities.
     pub caps: CapProfile,
+    /// What it does.
+    pub work: Work,
 }
 
 impl ExecSpec {
@@ -168,6 +189,7 @@ impl ExecSpec {
             user: User::default(),
             terminal: None,
             caps: CapProfile::Step,
+            work: Work::Program,
         }
     }
 
@@ -238,6 +260,8 @@ pub struct Spec {
     pub terminal: Option<Window>,
     /// Whether memory, processes and CPU are counted, also where they have no bound.
     pub counted: bool,
+    /// What its process does.
+    pub work: Work,
 }
 
 impl Spec {
@@ -259,6 +283,7 @@ impl Spec {
             shm_size: Bytes(64 << 20),
             terminal: None,
             counted: false,
+            work: Work::Program,
         }
     }
 

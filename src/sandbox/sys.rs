@@ -205,9 +205,10 @@ pub(crate) fn close_on_exec_from(first: libc::c_uint) -> Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor from `first` on. Only before anything owns one of them.
+/// Closes every descriptor from `first` on. Only before anything owns one of them, or where no owner is ever asked again.
 pub(crate) fn close_from(first: libc::c_uint) -> Result<()> {
-    // SAFETY: called at the very start of init, when no object of this process owns such a descriptor.
+    // SAFETY: called at the very start of init, when no object of this process owns such a descriptor, or by a
+    // process that ends without a destructor.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })?;
     Ok(())
 }

@@ -139,6 +139,16 @@ fn json_is_an_object_a_line_for_every_verb(world: &World) -> Ended {
         ("image pull", &[&name], 0, 1),
         ("image load", &[layout, "other"], 0, 1),
         ("image ls", &[], 0, 3),
+        ("container run", &["-d", "--name", "json", "--network", "none", "other", "sh", "-c", "echo said; sleep 1000"], 0, 1),
+        ("container ls", &[], 0, 1),
+        ("container exec", &["json", "true"], 0, 0),
+        ("container logs", &["json"], 0, 0),
+        ("container stats", &["--no-stream"], 0, 1),
+        ("container inspect", &["json"], 0, 1),
+        ("container cp", &["json:/etc/passwd", "passwd"], 0, 1),
+        ("container kill", &["-s", "CONT", "json"], 0, 1),
+        ("container stop", &["-t", "0", "json"], 0, 1),
+        ("container rm", &["json"], 0, 1),
         ("deploy status", &[&["production"], &deploy[..]].concat(), 4, 1),
         ("deploy rollback", &[&["production"], &deploy[..]].concat(), 13, 1),
     ];
@@ -147,8 +157,9 @@ fn json_is_an_object_a_line_for_every_verb(world: &World) -> Ended {
         assert!(tested.contains(verb.as_str()), "{verb} is not tested here");
     }
     for (verb, words, code, least) in verbs {
+        // Before the words: what follows a container's image is the container's.
         let args: Vec<&str> =
-            verb.split(' ').chain(words.iter().copied()).chain(["--format", "json"]).collect();
+            verb.split(' ').chain(["--format", "json"]).chain(words.iter().copied()).collect();
         let out = env.keelway(&args).expect(*code);
         let found = objects(&out);
         assert!(found.len() >= *least, "{verb}: {} objects", found.len());

@@ -143,20 +143,26 @@ fn open(context: &Context, names: &Names) -> Result<(Settings, Workspace), Comma
 /// `image pull`.
 pub async fn pull(context: &Context, image: &str, names: &Names) -> Result<(), CommandError> {
     let name = reference(image)?;
+    let digest = fetch(context, &name, names).await?;
+    print_image(context, &name, &digest)
+}
+
+/// Brings an image into the store; what its name means is asked of its registry.
+pub async fn fetch(context: &Context, name: &ImageRef, names: &Names) -> Result<Digest, CommandError> {
     let (settings, workspace) = open(context, names)?;
     let client = settings.registry_client(&BTreeMap::new())?;
     let store = &workspace.store;
     let progress = say_transfers(context);
     let found = client
-        .fetch_image(store, &name, &Platform::host(), Arc::clone(&progress))
+        .fetch_image(store, name, &Platform::host(), Arc::clone(&progress))
         .await
         .map_err(CommandError::outside)?;
     client
         .fetch_layers(store, &name.repository, &found.manifest, &found.config, progress)
         .await
         .map_err(CommandError::outside)?;
-    store.set_reference_from(&name, &found.descriptor, Origin::Registry).map_err(CommandError::outside)?;
-    print_image(context, &name, &found.descriptor.digest)
+    store.set_reference_from(name, &found.descriptor, Origin::Registry).map_err(CommandError::outside)?;
+    Ok(found.descriptor.digest)
 }
 
 /// `image push`.

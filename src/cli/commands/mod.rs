@@ -1,5 +1,6 @@
 //! One file a verb; here they are chosen, given their settings, and ended.
 
+mod container;
 mod deploy;
 mod image;
 mod plan;
@@ -85,9 +86,12 @@ pub fn main() -> ExitCode {
         }
     };
     let result = runtime.block_on(async {
-        let signals = tokio::spawn(listen(context.cancel.clone()));
+        let theirs = matches!(&cli.verb, Verb::Container(verb) if container::takes_signals(verb));
+        let signals = (!theirs).then(|| tokio::spawn(listen(context.cancel.clone())));
         let result = dispatch(&context, cli.verb).await;
-        signals.abort();
+        if let Some(signals) = signals {
+            signals.abort();
+        }
         result
     });
     // Blocking work that was given up must not keep the process.
@@ -96,7 +100,7 @@ pub fn main() -> ExitCode {
         Ok(()) => Code::Done.code().into(),
         Err(e) => {
             say_error(&context, &e);
-            e.exit().code().into()
+            e.number().into()
         }
     }
 }
@@ -104,7 +108,10 @@ pub fn main() -> ExitCode {
 fn say_error(context: &Context, e: &CommandError) {
     let mut err = io::stderr().lock();
     let _ = match e {
-        CommandError::Ended(_) => Ok(()),
+        CommandError::Ended(_) | CommandError::Container { message: None, .. } => Ok(()),
+        CommandError::Container { message: Some(message), .. } => {
+            writeln!(err, "{}", render::error(message, &context.style))
+        }
         CommandError::Definition(d) => err.write_all(render::diagnostics(d, &context.style).as_bytes()),
         CommandError::Failed(f) if f.exit == Code::Done => writeln!(err, "{}", render::clean(&f.message)),
         CommandError::Failed(f) => writeln!(err, "{}", render::error(&f.message, &context.style)),
@@ -163,6 +170,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
             image::load(context, &layout, &image, select.as_deref())
         }
         Verb::Image(ImageVerb::Ls) => image::ls(context),
+        Verb::Container(verb) => container::container(context, verb).await,
         Verb::Deploy(verb) => deploy::deploy(context, verb).await,
     }
 }

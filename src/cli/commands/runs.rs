@@ -77,30 +77,7 @@ fn ls(context: &Context, ledger: &Ledger, limit: u32) -> Result<(), CommandError
             ]
         })
         .collect();
-    context.print(&table(["RUN", "STATE", "CREATED", "TOOK", "COMMIT", "REPOSITORY"], &rows))
-}
-
-fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
-    let mut widths = head.map(str::len);
-    for row in rows {
-        for (w, cell) in widths.iter_mut().zip(row) {
-            *w = (*w).max(cell.chars().count());
-        }
-    }
-    let mut out = String::new();
-    let mut line = |cells: [&str; N]| {
-        let mut text = String::new();
-        for (cell, width) in cells.iter().zip(widths) {
-            let _ = write!(text, "{:width$}  ", render::clean(cell));
-        }
-        out.push_str(text.trim_end());
-        out.push('\n');
-    };
-    line(head);
-    for row in rows {
-        line(std::array::from_fn(|i| row[i].as_str()));
-    }
-    out
+    context.print(&render::table(["RUN", "STATE", "CREATED", "TOOK", "COMMIT", "REPOSITORY"], &rows, 2))
 }
 
 fn outcome(state: &NodeState) -> String {

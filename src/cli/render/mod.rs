@@ -11,6 +11,7 @@ mod forms;
 mod live;
 mod story;
 mod style;
+mod table;
 mod terminal;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod tests;
 pub use clean::{clean, clean_lines};
 pub use diagnostics::diagnostics;
 pub use style::Style;
+pub use table::table;
 
 use crate::render::story::Story;
 use crate::render::style::{Form, Paint};

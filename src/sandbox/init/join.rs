@@ -127,7 +127,7 @@ fn begin(
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None).map_err(step("block signals"))?;
     let Some(process) = sys::fork().map_err(step("fork the process"))? else {
         match enter(sandbox, spec, &filter) {
-            Ok(()) => exec::become_program(&spec.user, spec.caps, &program, streams, report),
+            Ok(()) => exec::become_program(&spec.user, spec.caps, &spec.work, &program, streams, report),
             Err(error) => exec::report(&error, report),
         }
     };

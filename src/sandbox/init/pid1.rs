@@ -216,7 +216,7 @@ fn start(request: &Request, stdio: [OwnedFd; 3], ready: Ready) -> Result<Main, S
     give_up_powers(spec.caps, &filter)?;
     let (streams, terminal) = Streams::of(stdio, ready.terminal);
     let Some(main) = sys::fork().map_err(step("fork the main process"))? else {
-        exec::become_program(&spec.user, spec.caps, &program, streams, report)
+        exec::become_program(&spec.user, spec.caps, &spec.work, &program, streams, report)
     };
     drop((streams, report));
     caps::keep_kill_only().map_err(step("drop init's capabilities"))?;
