@@ -99,6 +99,20 @@ pub struct Source {
     pub dirty: bool,
 }
 
+impl Verb {
+    /// Does it use the store, whose files belong to many users? An ordinary user then enters its own user namespace.
+    pub fn needs_ids(&self) -> bool {
+        match self {
+            Self::Run { .. }
+            | Self::Plan { .. }
+            | Self::Watch { .. }
+            | Self::Image(_)
+            | Self::Container(_) => true,
+            Self::Lint { .. } | Self::Explain { .. } | Self::Runs(_) | Self::Deploy(_) => false,
+        }
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {

@@ -16,6 +16,11 @@ pub fn run_if_asked() -> Option<ExitCode> {
     let rest: Vec<OsString> = args.collect();
     match verb.to_str()? {
         keelway_sandbox::INIT_ARGUMENT => keelway_sandbox::init_main(),
+        keelway_sandbox::rootless::OUTSIDE_ARGUMENT => {
+            Some(fail(&keelway_sandbox::rootless::leave(&rest), Code::Outside))
+        }
+        // The same program once more, in this user's own namespace.
+        keelway_sandbox::rootless::ROOTLESS_ARGUMENT => None,
         "__host" => Some(host(&rest)),
         "__balancer" => {
             diary();

@@ -33,8 +33,10 @@ pub struct Machine {
     pub clock: Option<Timestamp>,
     /// `KEELWAY_LOG`: a filter for developers' logs.
     pub log: Option<String>,
-    /// Whether this is root.
+    /// Whether this is the machine's root.
     pub root: bool,
+    /// Whether this is an ordinary user, as root of its own user namespace.
+    pub rootless: bool,
 }
 
 /// The proxy variables, lower case; the upper-case forms are obeyed too.
@@ -42,7 +44,7 @@ const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy"
 
 impl Machine {
     /// Reads the environment of this process.
-    pub fn read() -> Self {
+    pub fn read(rootless: bool) -> Self {
         let text = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
         let path = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let seconds = |name: &str| text(name).and_then(|v| v.parse().ok()).map(Timestamp::from_seconds);
@@ -65,7 +67,8 @@ impl Machine {
             source_date: text("SOURCE_DATE_EPOCH"),
             clock: seconds("KEELWAY_CLOCK"),
             log: text("KEELWAY_LOG"),
-            root: std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0),
+            root: !rootless && std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0),
+            rootless,
         }
     }
 

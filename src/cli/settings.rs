@@ -184,7 +184,13 @@ fn build_time(source_date: Option<&str>) -> Result<Timestamp, CommandError> {
 pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Settings, CommandError> {
     let state = state_dir(global, machine)?;
     let http = http(names, machine)?;
-    let git = git(&http, global, machine)?;
+    let mut git = git(&http, global, machine)?;
+    let binary = std::env::current_exe().map_err(CommandError::outside)?;
+    if machine.rootless {
+        // ssh looks for the keys of whoever it runs as: the user, not the root of the user's namespace.
+        git.ssh.program.clone_from(&binary);
+        git.ssh.before = vec![keelway_sandbox::rootless::OUTSIDE_ARGUMENT.into(), "ssh".into()];
+    }
     let registry_cas = names
         .registry_ca
         .iter()
@@ -212,7 +218,7 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         registry_cas,
         registry_http: names.registry_http.iter().cloned().collect(),
         ssh_configs,
-        binary: std::env::current_exe().map_err(CommandError::outside)?,
+        binary,
         proxy_env: machine.proxies.clone(),
         monitor: std::time::Duration::from_secs(2),
         max_parallel: None,

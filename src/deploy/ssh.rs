@@ -14,6 +14,7 @@ use crate::rollout::OrderError;
 use async_trait::async_trait;
 use keelway_model::Digest;
 use keelway_model::plan::{Target, TargetHost};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::str::FromStr;
@@ -125,6 +126,8 @@ fn plain(text: &str) -> String {
 pub struct SshSettings {
     /// The ssh program; `ssh` is looked up in PATH.
     pub program: PathBuf,
+    /// What it is given before ssh's own arguments, where it is a program that starts ssh.
+    pub before: Vec<OsString>,
     /// File for `ssh -F`.
     pub config: Option<PathBuf>,
     /// What to run there.
@@ -237,6 +240,7 @@ impl SshLink {
     fn spawn(&self, remote: &str) -> Result<(Child, tokio::task::JoinHandle<String>), ConnectError> {
         let mut command = Command::new(&self.settings.program);
         command
+            .args(&self.settings.before)
             .args(argv(self.settings.config.as_deref(), &self.host, remote))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -302,7 +302,16 @@ impl Root {
         }
         let (dir, name) = self.split(path)?;
         let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        Ok(chownat(&dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?)
+        chownat(&dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| match e {
+            // The only thing about such a call that can be invalid.
+            Errno::INVAL => io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "its owner {uid}:{gid} is not among the ids that this user may give to files; `keelway doctor` says how to get more"
+                ),
+            ),
+            other => other.into(),
+        })
     }
     /// Permission bits, 07777; a symbolic link is refused (it has none).
     pub fn set_mode(&self, path: &[u8], mode: u32) -> io::Result<()> {

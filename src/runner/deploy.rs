@@ -46,7 +46,12 @@ async fn target_links(
             .map_err(|e| Failure::outside(format!("cannot read this binary ({}): {e}", path.display())))
     })
     .await?;
-    let ssh = SshSettings { program: "ssh".into(), config, binary: Arc::new(binary) };
+    let ssh = SshSettings {
+        program: settings.git.ssh.program.clone(),
+        before: settings.git.ssh.before.clone(),
+        config,
+        binary: Arc::new(binary),
+    };
     links(target, &ssh).map_err(|e| usage(format!("target {name}: {e}")))
 }
 

@@ -138,6 +138,7 @@ fn rlimits(spec: &Spec) -> Vec<Value> {
                 Resource::FileSize => "RLIMIT_FSIZE",
                 Resource::Stack => "RLIMIT_STACK",
                 Resource::LockedMemory => "RLIMIT_MEMLOCK",
+                Resource::Processes => "RLIMIT_NPROC",
             };
             limit(name, l.soft.min(l.hard), l.hard)
         })

@@ -154,6 +154,14 @@ pub enum SetupError {
         /// How it failed.
         errno: Errno,
     },
+    /// A limit that nothing can hold.
+    #[error(
+        "cannot limit {controller}: this machine has no cgroup controller for it that this user may use; `keelway doctor` says how to get it, or leave the limit out"
+    )]
+    NoController {
+        /// As the kernel names it.
+        controller: String,
+    },
     /// A namespace to join.
     #[error("cannot join the network namespace {path:?}: {errno}")]
     JoinNetwork {

@@ -5,8 +5,9 @@
 //! every process of the sandbox is dead. Files keep the container's own ids on disk, for every mount of a
 //! sandbox translates (an idmapped mount), so nothing has to be changed when another range reads them.
 //!
-//! A base of 0 is the map onto itself, for file systems that cannot translate: powers still end at the
-//! sandbox's own namespaces, but its ids are the machine's.
+//! A base of 0 is the map onto itself, for file systems that cannot translate, and for an owner that is itself in a
+//! user namespace (rootless, see `rootless`): powers still end at the sandbox's own namespaces, but its ids are
+//! the owner's.
 
 use crate::error::SetupError;
 use crate::sys::{self, Cloned};
@@ -28,17 +29,16 @@ const FIRST: u32 = 0x0008_0000;
 const RANGES: u32 = (0x7000_0000 - FIRST) / IDS;
 const PROC_MAGIC: i64 = 0x9fa0;
 
-/// What a sandbox's ids are on the machine.
+/// What a sandbox's ids are for its owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct IdMap {
-    /// Id 0 is this one; 0 for the machine's own ids.
+    /// Id 0 is this one; 0 for the owner's own ids.
     pub base: u32,
+    /// So many ids.
+    pub count: u32,
 }
 
 impl IdMap {
-    /// Onto itself.
-    pub const SAME: Self = Self { base: 0 };
-
     /// Must mounts translate?
     pub fn translates(self) -> bool {
         self.base != 0
@@ -58,7 +58,7 @@ pub(crate) fn claim(directory: &Path) -> io::Result<Range> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     for n in 0..RANGES {
         match Lock::try_take(&directory.join(n.to_string())) {
-            Ok(Some(lock)) => return Ok(Range { map: IdMap { base: FIRST + n * IDS }, lock }),
+            Ok(Some(lock)) => return Ok(Range { map: IdMap { base: FIRST + n * IDS, count: IDS }, lock }),
             Ok(None) => {}
             Err(LockError::Io { source, .. }) => return Err(source),
             Err(other) => return Err(io::Error::other(other)),
@@ -72,6 +72,62 @@ pub(crate) fn default_directory() -> PathBuf {
     PathBuf::from("/run/keelway/ids")
 }
 
+/// The user namespace that this process lives in, where it is not the machine's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Outer {
+    /// So many ids from 0 on, at most [`IDS`].
+    pub count: u32,
+    /// Parts of its maps, first id and count: no part of a map beneath may cross their borders.
+    uids: Vec<(u32, u32)>,
+    gids: Vec<(u32, u32)>,
+}
+
+impl Outer {
+    /// Looks at this process; `None` in the machine's own namespace.
+    pub fn look() -> Option<Self> {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+        Self::from_texts(&read("uid_map"), &read("gid_map"))
+    }
+
+    fn from_texts(uids: &str, gids: &str) -> Option<Self> {
+        let whole = ["0", "0", "4294967295"];
+        if uids.split_whitespace().eq(whole) || uids.trim().is_empty() {
+            return None;
+        }
+        let (uids, gids) = (from_zero(uids), from_zero(gids));
+        let count = end_of(&uids).min(end_of(&gids));
+        Some(Self { count, uids, gids })
+    }
+}
+
+/// The parts of a map that follow one another from 0 on without a hole, cut at [`IDS`].
+fn from_zero(map: &str) -> Vec<(u32, u32)> {
+    let part = |line: &str| -> Option<(u32, u32)> {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return None;
+        };
+        Some((first, count))
+    };
+    let mut parts: Vec<(u32, u32)> = map.lines().filter_map(part).collect();
+    parts.sort_unstable();
+    let mut kept: Vec<(u32, u32)> = Vec::new();
+    for (first, count) in parts {
+        let end = end_of(&kept);
+        if first != end || end >= IDS {
+            break;
+        }
+        kept.push((first, count.min(IDS - end)));
+    }
+    kept
+}
+
+fn end_of(parts: &[(u32, u32)]) -> u32 {
+    parts.last().map_or(0, |(first, count)| first + count)
+}
+
 /// Namespaces that belong to the sandbox's user namespace, by descriptor.
 pub(crate) struct Namespaces {
     pub user: OwnedFd,
@@ -82,7 +138,7 @@ pub(crate) struct Namespaces {
 
 impl Namespaces {
     /// Makes them with a process that lives for a moment. Only for a process with one thread.
-    pub fn make(map: IdMap, net: bool) -> Result<Self, SetupError> {
+    pub fn make(map: IdMap, outer: Option<&Outer>, net: bool) -> Result<Self, SetupError> {
         let step = |action: &str| {
             let action = action.to_owned();
             move |errno: Errno| SetupError::Step { action, errno: errno.into() }
@@ -107,9 +163,16 @@ impl Namespaces {
         drop(theirs);
         let made = (|| {
             let proc = proc_of(pid).map_err(step("open the user namespace's /proc directory"))?;
-            let line = format!("0 {} {IDS}\n", map.base);
-            for name in ["uid_map", "gid_map"] {
-                write_proc(&proc, name, line.as_bytes()).map_err(step("map the user namespace's ids"))?;
+            let whole = [(0, map.count)];
+            for (name, parts) in [("uid_map", outer.map(|o| &o.uids)), ("gid_map", outer.map(|o| &o.gids))] {
+                let parts = parts.map_or(&whole[..], Vec::as_slice);
+                // Both maps get as many ids as the smaller one has.
+                let kept = parts.iter().filter(|(first, _)| *first < map.count);
+                let line = |(first, count): &(u32, u32)| {
+                    format!("{first} {} {}\n", map.base + first, count.min(&(map.count - first)))
+                };
+                let text: String = kept.map(line).collect();
+                write_proc(&proc, name, text.as_bytes()).map_err(step("map the user namespace's ids"))?;
             }
             let namespace = |name: &str| {
                 openat(&proc, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
@@ -162,6 +225,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_namespace_outside_is_read_from_its_maps() {
+        let machine = "         0          0 4294967295\n";
+        assert_eq!(Outer::from_texts(machine, machine), None);
+        let count = |uids: &str, gids: &str| Outer::from_texts(uids, gids).unwrap().count;
+        let (one, many) = ("0 1000 1\n", "0 1000 1\n1 100000 65536\n");
+        assert_eq!(count(one, one), 1);
+        assert_eq!(count(many, many), IDS);
+        assert_eq!(Outer::from_texts(many, one).unwrap().uids, [(0, 1), (1, 65_535)]);
+        assert_eq!(count(many, "0 1000 1\n5 100000 65536\n"), 1, "a hole");
+        assert_eq!(count("1 2 3\n", many), 0);
+        assert_eq!(count("0 0 99999999999999999999\n", "junk"), 0);
+    }
+
+    #[test]
     fn living_ranges_are_disjoint_and_dead_ones_come_back() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("ids");
@@ -169,6 +246,7 @@ mod tests {
         assert_eq!((a.map.base, b.map.base), (0x80000, 0x90000));
         drop(a);
         assert_eq!(claim(&dir).unwrap().map.base, 0x80000);
+        assert_eq!(b.map.count, IDS);
         assert!(u64::from(FIRST) + u64::from(RANGES) * u64::from(IDS) <= 0x7000_0000);
     }
 }

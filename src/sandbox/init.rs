@@ -99,7 +99,8 @@ fn start(
             Some(fd)
         }
     };
-    let mut spaces = Namespaces::make(request.ids, request.spec.network == Network::None)?;
+    let mut spaces =
+        Namespaces::make(request.ids, request.outer.as_ref(), request.spec.network == Network::None)?;
     spaces.net = spaces.net.or(join);
     let (life, theirs) = UnixStream::pair()
         .map_err(|e| SetupError::Step { action: "make PID 1's socket".into(), errno: e.into() })?;

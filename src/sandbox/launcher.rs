@@ -7,7 +7,7 @@
 use crate::binary;
 use crate::cgroup::{Layout, ParentName, Plan, remove_parents};
 use crate::error::{SetupError, SpawnError};
-use crate::ids::{self, IdMap, Range};
+use crate::ids::{self, IDS, IdMap, Outer, Range};
 use crate::proto::{self, Report, Request};
 use crate::running::Running;
 use crate::spec::Spec;
@@ -42,7 +42,8 @@ pub enum Ids {
         /// The same for all owners of the machine; `None` is `/run/keelway/ids`.
         claims: Option<PathBuf>,
     },
-    /// The caller's own, in a user namespace all the same.
+    /// The caller's own, in a user namespace all the same. An owner that is not in the machine's user namespace has
+    /// no others to give.
     Same,
 }
 
@@ -126,6 +127,7 @@ pub struct Launcher(Arc<Inner>);
 struct Inner {
     config: LauncherConfig,
     layout: Layout,
+    outer: Option<Outer>,
     binary: OnceLock<OwnedFd>,
     /// Why ids are not translated here, once that was seen.
     same_ids: OnceLock<String>,
@@ -136,7 +138,8 @@ impl Launcher {
     /// process pays nothing.
     pub fn new(config: LauncherConfig) -> Self {
         let layout = config.layout.clone().unwrap_or_else(Layout::detect);
-        Self(Arc::new(Inner { config, layout, binary: OnceLock::new(), same_ids: OnceLock::new() }))
+        let outer = Outer::look();
+        Self(Arc::new(Inner { config, layout, outer, binary: OnceLock::new(), same_ids: OnceLock::new() }))
     }
 
     /// The cgroups found.
@@ -148,7 +151,8 @@ impl Launcher {
     /// some milliseconds.
     pub fn spawn(&self, spec: &Spec, stdio: Stdio) -> Result<Running, SpawnError> {
         spec.check()?;
-        if self.0.config.ids == Ids::Same {
+        spec.user.check(self.same().count)?;
+        if self.0.config.ids == Ids::Same || self.0.outer.is_some() {
             return self.spawn_with(spec, &stdio, None, Vec::new());
         }
         if let Some(why) = self.0.same_ids.get() {
@@ -168,6 +172,11 @@ impl Launcher {
             }
             other => other,
         }
+    }
+
+    /// The owner's own ids.
+    fn same(&self) -> IdMap {
+        IdMap { base: 0, count: self.0.outer.as_ref().map_or(IDS, |o| o.count) }
     }
 
     fn claim(&self) -> Result<Range, SpawnError> {
@@ -201,7 +210,8 @@ impl Launcher {
         let request = Request {
             spec: spec.clone(),
             cgroups: plan,
-            ids: range.as_ref().map_or(IdMap::SAME, |r| r.map),
+            ids: range.as_ref().map_or(self.same(), |r| r.map),
+            outer: self.0.outer.clone(),
             legacy_overlay: self.0.config.overlay == OverlayApi::Legacy,
         };
         let mut fds = vec![stdio.stdin.as_raw_fd(), stdio.stdout.as_raw_fd(), stdio.stderr.as_raw_fd()];

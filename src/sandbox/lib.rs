@@ -27,6 +27,7 @@ mod launcher;
 mod probe;
 mod proto;
 mod root;
+pub mod rootless;
 mod running;
 mod seccomp;
 mod spec;

@@ -7,7 +7,7 @@
 
 use crate::cgroup::Plan as CgroupPlan;
 use crate::error::SetupError;
-use crate::ids::IdMap;
+use crate::ids::{IdMap, Outer};
 use crate::running::{ExitKind, Usage};
 use crate::spec::{ExecSpec, Spec};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -29,8 +29,10 @@ const MAX_FDS: usize = 4;
 pub(crate) struct Request {
     pub spec: Spec,
     pub cgroups: CgroupPlan,
-    /// What its ids are on the machine.
+    /// What its ids are for its owner.
     pub ids: IdMap,
+    /// The owner's user namespace, where that is not the machine's.
+    pub outer: Option<Outer>,
     /// Mount the root by mount(2), as kernels before 6.8 need it.
     pub legacy_overlay: bool,
 }

@@ -13,7 +13,7 @@ use crate::error::SetupError;
 use crate::ids::IdMap;
 use crate::init::terminal::{self, Terminal};
 use crate::proto::Stub;
-use crate::spec::{Access, Mount, MountKind, RootFs, Spec, Window};
+use crate::spec::{Access, Mount, MountKind, Network, RootFs, Spec, Window};
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
@@ -87,6 +87,8 @@ pub(crate) struct How<'a> {
     pub ids: IdMap,
     /// The user namespace with that map.
     pub user: BorrowedFd<'a>,
+    /// The machine's root is somebody else: device nodes cannot be made, nor the sysfs of the machine's network.
+    pub rootless: bool,
 }
 
 impl How<'_> {
@@ -118,7 +120,7 @@ pub(crate) fn enter(
     };
     let mut targets = Targets::new(root.as_fd(), upper, how.ids, stubs)?;
     proc(&mut targets, &parts)?;
-    sys_fs(&mut targets, &parts)?;
+    sys_fs(&mut targets, &parts, how.rootless && spec.network != Network::None)?;
     let terminal = dev(&mut targets, &parts, spec, how.ids)?;
     for (mount, bind) in spec.mounts.iter().zip(&parts.binds) {
         extra(&mut targets, mount, bind.as_ref())?;
@@ -187,7 +189,7 @@ fn tmpfs(size: u64, mode: u32, attributes: u64) -> Result<OwnedFd, Errno> {
 
 impl Parts {
     fn open(spec: &Spec, how: &How<'_>) -> Result<Self, SetupError> {
-        let nodes = device_nodes()?;
+        let nodes = if how.rootless { host_nodes()? } else { device_nodes()? };
         let devices = DEVICES
             .iter()
             .map(|(name, ..)| Ok((*name, bind_of(&nodes, name).map_err(mount_error("a device", *name))?)))
@@ -214,6 +216,34 @@ fn device_nodes() -> Result<OwnedFd, SetupError> {
             .map_err(step(format!("make the device {name} ({major}:{minor})")))?;
     }
     Ok(fs)
+}
+
+/// Where a user may make no nodes, the machine's serve: that user may not chmod them either. They are what they seem,
+/// or nothing is used.
+fn host_nodes() -> Result<OwnedFd, SetupError> {
+    let dev = open_host_dir(Path::new("/dev"))?;
+    for (name, major, minor) in DEVICES {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let node = openat(&dev, name, flags, Mode::empty()).map_err(step(format!("open /dev/{name}")))?;
+        let stat = fstat(&node).map_err(step(format!("look at /dev/{name}")))?;
+        let is_device = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
+        if !is_device || stat.st_rdev != makedev(major, minor) {
+            return Err(
+                step(format!("use this machine's /dev/{name}, which is not device {major}:{minor}"))(
+                    Errno::ENXIO,
+                ),
+            );
+        }
+    }
+    Ok(dev)
+}
+
+/// A detached view of a tree of the machine.
+fn view_of(path: &CStr, flags: u64) -> Result<OwnedFd, Errno> {
+    let at = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let tree = sys::open_tree_clone(at.as_fd(), true)?;
+    sys::mount_setattr(tree.as_fd(), flags, 0, true)?;
+    Ok(tree)
 }
 
 /// A detached bind of one file of a file system of ours.
@@ -283,10 +313,11 @@ fn proc(targets: &mut Targets<'_>, parts: &Parts) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn sys_fs(targets: &mut Targets<'_>, parts: &Parts) -> Result<(), SetupError> {
+fn sys_fs(targets: &mut Targets<'_>, parts: &Parts, of_the_machine: bool) -> Result<(), SetupError> {
     let at = targets.ordinary_directory("sys")?;
-    let mount =
-        new_fs(c"sysfs", &[], RDONLY | NOSUID | NODEV | NOEXEC).map_err(mount_error("sysfs", "/sys"))?;
+    let flags = RDONLY | NOSUID | NODEV | NOEXEC;
+    let mount = if of_the_machine { view_of(c"/sys", flags) } else { new_fs(c"sysfs", &[], flags) };
+    let mount = mount.map_err(mount_error("sysfs", "/sys"))?;
     attach(&mount, &at, "sysfs", "/sys")?;
     mask(&mount, &MASKED_SYS, parts)
 }
@@ -310,7 +341,10 @@ fn dev(
         symlinkat(to, &dev, name).map_err(failed(name))?;
     }
     let tty = ids.base + 5;
-    let devpts = [(c"ptmxmode", "0666".to_owned()), (c"mode", "0620".to_owned()), (c"gid", tty.to_string())];
+    let mut devpts = vec![(c"ptmxmode", "0666".to_owned()), (c"mode", "0620".to_owned())];
+    if ids.count > 5 {
+        devpts.push((c"gid", tty.to_string()));
+    }
     let pts = new_fs(c"devpts", &devpts, NOSUID | NOEXEC).map_err(mount_error("devpts", "/dev/pts"))?;
     let shm =
         tmpfs(spec.shm_size.0, 0o1777, NOSUID | NODEV | NOEXEC).map_err(mount_error("tmpfs", "/dev/shm"))?;

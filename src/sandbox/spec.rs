@@ -224,6 +224,8 @@ pub enum Resource {
     Stack,
     /// Locked memory in bytes.
     LockedMemory,
+    /// Processes of one user of the sandbox.
+    Processes,
 }
 
 /// Everything about one sandbox.
@@ -262,6 +264,19 @@ pub struct Spec {
     pub counted: bool,
     /// What its process does.
     pub work: Work,
+}
+
+impl User {
+    /// Is it one of so many ids?
+    pub(crate) fn check(&self, count: u32) -> Result<(), SpecError> {
+        let hint = if count < IDS {
+            ": `keelway doctor` says how this user gets more"
+        } else {
+            ": choose a smaller one"
+        };
+        let mut ids = [self.uid, self.gid].into_iter().chain(self.groups.iter().copied());
+        ids.find(|id| *id >= count).map_or(Ok(()), |id| Err(SpecError::IdOutside { id, count, hint }))
+    }
 }
 
 impl Spec {
@@ -358,13 +373,10 @@ fn check_process(
         return Err(SpecError::EnvName { name: name.clone() });
     }
     absolute("the working directory", cwd)?;
-    let ids = || [user.uid, user.gid].into_iter().chain(user.groups.iter().copied());
-    if ids().any(|id| id == u32::MAX) {
+    if [user.uid, user.gid].iter().chain(&user.groups).any(|id| *id == u32::MAX) {
         return Err(SpecError::Id);
     }
-    if let Some(id) = ids().find(|id| *id >= IDS) {
-        return Err(SpecError::IdOutside { id });
-    }
+    user.check(IDS)?;
     if user.groups.len() > 65_536 {
         return Err(SpecError::TooManyGroups { count: user.groups.len() });
     }
@@ -440,12 +452,14 @@ pub enum SpecError {
         hostname: String,
     },
     /// Beyond the ids of a sandbox.
-    #[error(
-        "the user or group id {id} is outside the sandbox, which has the ids 0 to 65535: choose a smaller one"
-    )]
+    #[error("the user or group id {id} is outside the sandbox, which has {count} ids from 0 on{hint}")]
     IdOutside {
         /// The id.
         id: u32,
+        /// So many there are.
+        count: u32,
+        /// What to do; starts with a separator.
+        hint: &'static str,
     },
     /// overlayfs wants both in one mount, and the sandbox makes one for both.
     #[error("the upper directory {upper:?} and the work directory {work:?} must lie beside one another")]

@@ -2,6 +2,7 @@
 
 use keelway_model::Redacted;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -64,13 +65,15 @@ impl GitCredentials {
 pub struct SshSettings {
     /// The program.
     pub program: PathBuf,
+    /// What it is given before ssh's own arguments, where it is a program that starts ssh.
+    pub before: Vec<OsString>,
     /// A file for `ssh -F`, instead of the user's own.
     pub config: Option<PathBuf>,
 }
 
 impl Default for SshSettings {
     fn default() -> Self {
-        Self { program: "ssh".into(), config: None }
+        Self { program: "ssh".into(), before: Vec::new(), config: None }
     }
 }
 

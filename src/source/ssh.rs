@@ -24,6 +24,7 @@ const COMPLAINTS: u64 = 16 << 10;
 pub(crate) fn argv(settings: &SshSettings, url: &RepoUrl) -> Option<Vec<OsString>> {
     let Transport::Ssh { user, host, port, path } = url.transport() else { return None };
     let mut argv: Vec<OsString> = vec![settings.program.clone().into_os_string()];
+    argv.extend(settings.before.iter().cloned());
     for option in [
         "BatchMode=yes",
         "StrictHostKeyChecking=yes",
@@ -258,7 +259,8 @@ mod tests {
     #[test]
     fn s01_what_is_executed_is_a_value_with_an_end_of_options() {
         let url = RepoUrl::parse("ssh://git@example.com:2222/srv/it's!.git", Origin::File).unwrap();
-        let settings = SshSettings { program: "ssh".into(), config: Some("/etc/k/ssh".into()) };
+        let settings =
+            SshSettings { program: "ssh".into(), before: Vec::new(), config: Some("/etc/k/ssh".into()) };
         let argv: Vec<String> =
             argv(&settings, &url).unwrap().into_iter().map(|a| a.into_string().unwrap()).collect();
         let end = argv.iter().position(|a| a == "--").unwrap();

@@ -75,6 +75,15 @@ pub(crate) mod overlay {
             || name.windows(9).any(|w| w == b".overlay.")
     }
 
+    /// Makes a directory hide what lies below it, for the mounts of whoever runs this: root's look at one attribute,
+    /// a user's at the other.
+    pub(crate) fn set_opaque(dir: &Root, name: &[u8]) -> io::Result<()> {
+        match dir.set_xattr(name, OPAQUE, b"y") {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => dir.set_xattr(name, USER_OPAQUE, b"y"),
+            other => other,
+        }
+    }
+
     /// Whether these attributes of a directory make it opaque.
     pub(crate) fn is_opaque(xattrs: &[(Vec<u8>, Vec<u8>)]) -> bool {
         xattrs.iter().any(|(n, v)| (n == OPAQUE || n == USER_OPAQUE) && v == b"y")

@@ -13,6 +13,7 @@ mod kill;
 mod pipeline;
 mod registries;
 mod reproducible;
+mod rootless;
 mod shipped;
 mod source;
 mod tools;
@@ -73,6 +74,7 @@ fn main() {
         watch::TESTS,
         registries::TESTS,
         reproducible::TESTS,
+        rootless::TESTS,
         tools::TESTS,
     ]
     .concat();

@@ -15,6 +15,7 @@ use crate::render::{self, Style};
 use clap::Parser;
 use keelway_engine::{CancelReason, CancelSource};
 use keelway_model::{Diagnostics, ExitCode as Code};
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -65,7 +66,12 @@ impl Context {
 
 /// Parses, runs, ends.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    let rootless = args.get(1).is_some_and(|a| a == keelway_sandbox::rootless::ROOTLESS_ARGUMENT);
+    if rootless {
+        args.remove(1);
+    }
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(e) => {
             // Help and version are no errors; clap knows which stream is meant.
@@ -74,9 +80,14 @@ pub fn main() -> ExitCode {
             return code.code().into();
         }
     };
-    let machine = Machine::read();
+    let machine = Machine::read(rootless);
     log(&machine);
     let style = Style::new(&cli.global, &machine);
+    if !machine.root && !rootless && cli.verb.needs_ids() {
+        let e = keelway_sandbox::rootless::enter(args.into_iter().skip(1));
+        let _ = writeln!(io::stderr(), "{}", render::error(&e.to_string(), &style));
+        return Code::Outside.code().into();
+    }
     let context = Context { global: cli.global, machine, style, cancel: CancelSource::new() };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(r) => r,

@@ -154,7 +154,7 @@ fn fake_ssh(dir: &Path, body: &str) -> SshSettings {
     let program = dir.join("ssh");
     std::fs::write(&program, format!("#!/bin/sh\nfor r; do :; done\n{body}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    SshSettings { program, config: None, binary: Arc::new(binary(&dir.join("none"))) }
+    SshSettings { program, before: Vec::new(), config: None, binary: Arc::new(binary(&dir.join("none"))) }
 }
 
 async fn connect(settings: SshSettings) -> ConnectError {

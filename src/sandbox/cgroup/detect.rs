@@ -1,8 +1,9 @@
 //! Which cgroup hierarchies this machine has, from its mount table.
 
+use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// The controllers that bound a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,12 +63,56 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Looks at this machine. An unreadable mount table is a machine without cgroups.
+    /// Looks at this machine, and takes what this process may use. An unreadable mount table is a machine without
+    /// cgroups.
     pub fn detect() -> Self {
         let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        Self::from_mountinfo(&table, |root| {
-            fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default()
-        })
+        let all = Self::from_mountinfo(&table, controllers_of);
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        all.usable(&own, |dir| access(dir, AccessFlags::W_OK).is_ok(), controllers_of)
+    }
+
+    /// What is left for an ordinary user: hierarchies that it may write to, and in the v2 tree the highest group above
+    /// this process that was handed to it (as systemd does with `user@UID.service`). `own` is /proc/self/cgroup.
+    pub fn usable(
+        mut self,
+        own: &str,
+        writable: impl Fn(&Path) -> bool,
+        controllers: impl Fn(&Path) -> String,
+    ) -> Self {
+        let given = self.unified.clone().filter(|root| !writable(root)).map(|root| {
+            let inside = own.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default();
+            let mut path = root;
+            let parts = Path::new(inside).components();
+            parts
+                .filter(|part| matches!(part, Component::Normal(_)))
+                .map(|part| {
+                    path.push(part);
+                    path.clone()
+                })
+                .find(|dir| writable(dir) && writable(&dir.join("cgroup.procs")))
+        });
+        for controller in Controller::ALL {
+            let slot = self.slot(controller);
+            let usable = match slot.take() {
+                Some(Place::V1(dir)) => writable(&dir).then_some(Place::V1(dir)),
+                Some(Place::V2(root)) => match &given {
+                    None => Some(Place::V2(root)),
+                    Some(Some(dir)) => {
+                        let offered = controllers(dir);
+                        let has = offered.split_whitespace().any(|o| o == controller.name());
+                        has.then(|| Place::V2(dir.clone()))
+                    }
+                    Some(None) => None,
+                },
+                None => None,
+            };
+            *slot = usable;
+        }
+        if let Some(given) = given {
+            self.unified = given;
+        }
+        self
     }
 
     /// Reads a mount table as proc_pid_mountinfo(5) has it; `controllers` gives the content of
@@ -131,6 +176,10 @@ impl Layout {
         }
         places
     }
+}
+
+fn controllers_of(root: &Path) -> String {
+    fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default()
 }
 
 /// Undoes the `\040` form of blanks in a mount table.

@@ -51,15 +51,9 @@ impl Plan {
                 Some(place) if asked || self.counted || controller == Controller::Pids => {
                     wanted.push((controller, place));
                 }
-                None if asked => {
-                    return Err(SetupError::Cgroup {
-                        action: format!(
-                            "limit {} because this machine has no such controller:",
-                            controller.name()
-                        ),
-                        path: self.dir(Path::new("/sys/fs/cgroup")),
-                        errno: nix::errno::Errno::ENODEV.into(),
-                    });
+                // Processes are bounded by a resource limit then.
+                None if asked && controller != Controller::Pids => {
+                    return Err(SetupError::NoController { controller: controller.name().into() });
                 }
                 _ => {}
             }

@@ -135,9 +135,39 @@ fn v2_controllers_are_handed_down_from_the_root() {
 }
 
 #[test]
+fn an_ordinary_user_gets_what_was_handed_to_it() {
+    let v2 = Layout::from_mountinfo(b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", |_| {
+        "cpu memory pids io".into()
+    });
+    let own = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/a.scope\n";
+    let manager = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service";
+    let given = v2.clone().usable(own, |dir| dir.starts_with(manager), |_| "memory pids".into());
+    assert_eq!(given.pids, Some(Place::V2(manager.into())));
+    assert_eq!(given.memory, Some(Place::V2(manager.into())));
+    assert_eq!(given.cpu, None, "not handed down");
+    assert_eq!(given.unified, Some(manager.into()));
+    // Logged in by ssh: a scope of root's.
+    let nothing =
+        v2.clone().usable("0::/user.slice/user-1000.slice/session-1.scope\n", |_| false, |_| "pids".into());
+    assert_eq!(nothing, Layout::default());
+    // Root has everything, and a path of `..` leads nowhere.
+    assert_eq!(v2.clone().usable("0::/", |_| true, |_| String::new()), v2);
+    assert_eq!(
+        v2.usable("0::/../../etc\n", |d| d.ends_with("etc") && d.to_str() == Some("/etc"), |_| "pids".into()),
+        Layout::default()
+    );
+    let v1 = Layout::from_mountinfo(b"30 1 0:26 / /cg/pids rw - cgroup cgroup rw,pids\n", |_| String::new());
+    assert_eq!(v1.usable("1:pids:/\n", |_| false, |_| String::new()), Layout::default());
+}
+
+#[test]
 fn a_limit_without_its_controller_is_refused_by_name() {
-    let error = plan(Layout::default()).create().unwrap_err().to_string();
-    assert!(error.contains("pids"), "{error}");
+    let mut plan = plan(Layout::default());
+    let error = plan.create().unwrap_err().to_string();
+    assert!(error.contains("cannot limit memory: this machine has no cgroup controller"), "{error}");
+    // Processes are bounded by a resource limit where there is no controller.
+    plan.limits = Limits { pids: Some(5), ..Limits::default() };
+    plan.create().unwrap();
 }
 
 #[test]

@@ -110,7 +110,11 @@ fn prepare(user: &User, caps: CapProfile, streams: &Streams) -> Result<(), (&'st
         sys::place_fd(fd.as_fd(), at).map_err(what("set up standard input and output"))?;
     }
     let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
-    setgroups(&groups).map_err(what("set the groups"))?;
+    match setgroups(&groups) {
+        // In the namespace of a user who may map only its own group, whose groups stay as they are.
+        Err(Errno::EPERM) if groups.is_empty() => {}
+        other => other.map_err(what("set the groups"))?,
+    }
     let (gid, uid) = (Gid::from_raw(user.gid), Uid::from_raw(user.uid));
     setresgid(gid, gid, gid).map_err(what("set the group"))?;
     setresuid(uid, uid, uid).map_err(what("set the user"))?;

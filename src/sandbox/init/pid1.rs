@@ -15,6 +15,7 @@ use crate::running::ExitKind;
 use crate::seccomp;
 use crate::spec::{CapProfile, Network, Resource, Rlimit, User};
 use crate::sys::{self, Ended};
+use keelway_model::limits::DEFAULT_PIDS;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -111,7 +112,12 @@ fn set_up(
     // The modes of what is made in the root are given, not masked.
     umask(Mode::empty());
     let mut stubs = Vec::new();
-    let how = root::How { legacy: request.legacy_overlay, ids: request.ids, user: spaces.user.as_fd() };
+    let how = root::How {
+        legacy: request.legacy_overlay,
+        ids: request.ids,
+        user: spaces.user.as_fd(),
+        rootless: request.outer.is_some(),
+    };
     let entered = root::enter(spec, &how, &mut stubs);
     if !stubs.is_empty() {
         let _ = proto::send(life.as_fd(), &Inner::Stubs(stubs), &[]);
@@ -120,7 +126,12 @@ fn set_up(
     umask(Mode::from_bits_truncate(0o022));
     root::change_directory(&spec.cwd)?;
     give_stdio(&spec.user, request.ids, stdio);
-    let warnings = limit_resources(&spec.rlimits)?;
+    let mut warnings = limit_resources(&spec.rlimits)?;
+    if request.cgroups.layout.pids.is_none() {
+        // What a user without cgroups can do: so many processes of each of the sandbox's users.
+        let most = u64::from(spec.limits.pids.unwrap_or(DEFAULT_PIDS)) + 1;
+        warnings.extend(limit_resource(Rlimit { resource: Resource::Processes, soft: most, hard: most })?);
+    }
     // It is in its groups: the namespace begins there.
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("make the cgroup namespace"))?;
     become_inner_root(spaces.user.as_fd())?;
@@ -142,7 +153,12 @@ pub(super) fn hide() -> Result<(), SetupError> {
 pub(super) fn become_inner_root(user: BorrowedFd<'_>) -> Result<(), SetupError> {
     setns(user, CloneFlags::CLONE_NEWUSER).map_err(step("enter the user namespace"))?;
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
-    setgroups(&[])
+    let without_groups = match setgroups(&[]) {
+        // See exec: a user who may map only its own group.
+        Err(Errno::EPERM) => Ok(()),
+        other => other,
+    };
+    without_groups
         .and_then(|()| setresgid(gid, gid, gid))
         .and_then(|()| setresuid(uid, uid, uid))
         .map_err(step("become root of the user namespace"))?;
@@ -186,6 +202,7 @@ fn limit_resource(limit: Rlimit) -> Result<Option<String>, SetupError> {
         Resource::FileSize => Kind::RLIMIT_FSIZE,
         Resource::Stack => Kind::RLIMIT_STACK,
         Resource::LockedMemory => Kind::RLIMIT_MEMLOCK,
+        Resource::Processes => Kind::RLIMIT_NPROC,
     };
     let soft = limit.soft.min(limit.hard);
     match setrlimit(kind, soft, limit.hard) {

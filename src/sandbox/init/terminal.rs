@@ -49,7 +49,9 @@ pub(crate) fn open_in(
     }
     let process = sys::terminal_peer(owner.as_fd()).map_err(step("open a terminal"))?;
     sys::set_window(owner.as_fd(), window.rows, window.columns).map_err(step("size the terminal"))?;
-    let (uid, gid) = (Uid::from_raw(ids.base + user.uid), Gid::from_raw(ids.base + TTY));
+    // A user who may map one id has no other group to give.
+    let group = if ids.count > TTY { TTY } else { 0 };
+    let (uid, gid) = (Uid::from_raw(ids.base + user.uid), Gid::from_raw(ids.base + group));
     fchown(&process, Some(uid), Some(gid)).map_err(step("give the terminal to the user"))?;
     Ok(Terminal { owner, process })
 }

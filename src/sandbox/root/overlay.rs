@@ -128,11 +128,11 @@ pub(super) fn mount(root: &RootFs, host_root: BorrowedFd<'_>, how: &How<'_>) -> 
     let scratch = Scratch::new(host_root)?;
     let sources = Sources::new(root, &scratch, how)?;
     let mount = if how.legacy {
-        by_mount2(&sources, &scratch)?
+        by_mount2(&sources, &scratch, how.rootless)?
     } else {
-        match by_fsconfig(&sources) {
+        match by_fsconfig(&sources, how.rootless) {
             Err(SetupError::Mount { errno, .. }) if errno.0 == Errno::EINVAL as i32 && !has_append() => {
-                by_mount2(&sources, &scratch)?
+                by_mount2(&sources, &scratch, how.rootless)?
             }
             other => other?,
         }
@@ -153,7 +153,7 @@ fn has_append() -> bool {
 }
 
 /// A detached mount.
-fn by_fsconfig(sources: &Sources) -> Result<OwnedFd, SetupError> {
+fn by_fsconfig(sources: &Sources, rootless: bool) -> Result<OwnedFd, SetupError> {
     let fs = sys::fsopen(c"overlay").map_err(mount_error("overlayfs", "/"))?;
     let failed = |source: &Source, errno: Errno| SetupError::Mount {
         what: "overlayfs".into(),
@@ -170,6 +170,10 @@ fn by_fsconfig(sources: &Sources) -> Result<OwnedFd, SetupError> {
         sys::fsconfig_string(fs.as_fd(), key, value).map_err(|e| failed(&sources.upper, e))?;
     }
     sys::fsconfig_flag(fs.as_fd(), c"volatile").map_err(|e| failed(&sources.upper, e))?;
+    if rootless {
+        // Marks that a user may write. Without it a mount succeeds, and deleting a lower directory fails.
+        sys::fsconfig_flag(fs.as_fd(), c"userxattr").map_err(|e| failed(&sources.upper, e))?;
+    }
     sys::fs_mount(fs.as_fd(), NODEV).map_err(|e| failed(&sources.upper, e))
 }
 
@@ -203,7 +207,7 @@ fn messages(fs: &OwnedFd) -> String {
 }
 
 /// A detached mount, made where paths can name it.
-fn by_mount2(sources: &Sources, scratch: &Scratch) -> Result<OwnedFd, SetupError> {
+fn by_mount2(sources: &Sources, scratch: &Scratch, rootless: bool) -> Result<OwnedFd, SetupError> {
     let mut open = Vec::with_capacity(sources.lowers.len() + 2);
     let mut short = |source: &Source| -> Result<String, SetupError> {
         let fd = open_host_dir(&source.path)?;
@@ -213,9 +217,10 @@ fn by_mount2(sources: &Sources, scratch: &Scratch) -> Result<OwnedFd, SetupError
     };
     let lower = sources.lowers.iter().rev().map(&mut short).collect::<Result<Vec<_>, _>>()?.join(":");
     let options = format!(
-        "lowerdir={lower},upperdir={},workdir={},redirect_dir=nofollow,metacopy=off,index=off,volatile",
+        "lowerdir={lower},upperdir={},workdir={},redirect_dir=nofollow,metacopy=off,index=off,volatile{}",
         short(&sources.upper)?,
-        short(&sources.work)?
+        short(&sources.work)?,
+        if rootless { ",userxattr" } else { "" }
     );
     if options.len() >= OPTION_PAGE {
         return Err(SetupError::Mount {

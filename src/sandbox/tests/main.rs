@@ -14,6 +14,7 @@ mod joined;
 mod limits;
 mod probe;
 mod process;
+mod rootless;
 mod terminals;
 mod users;
 
@@ -25,6 +26,8 @@ fn main() -> std::process::ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some(keelway_sandbox::INIT_ARGUMENT) => keelway_sandbox::init_main(),
+        Some("__as_user") => rootless::enter(&args[2..]),
+        Some(keelway_sandbox::rootless::ROOTLESS_ARGUMENT) => return rootless::inside(&args[2..]),
         Some("__probe") => return probe::main(&args[2..]),
         Some("__owner") => return death::owner(&args[2..]),
         Some("__loop") => return death::many(&args[2..]),
@@ -38,6 +41,7 @@ fn main() -> std::process::ExitCode {
         limits::TESTS,
         death::TESTS,
         users::TESTS,
+        rootless::TESTS,
         joined::TESTS,
         terminals::TESTS,
     ]

@@ -111,7 +111,10 @@ fn bad_specs() -> Result<(), Failed> {
     assert_eq!(refused_as(|s| s.argv.push("a\0b".into())), SpecError::Nul);
     assert_eq!(refused_as(|s| s.user.uid = u32::MAX), SpecError::Id);
     assert_eq!(refused_as(|s| s.user.groups.push(u32::MAX)), SpecError::Id);
-    assert_eq!(refused_as(|s| s.user.gid = 65_536), SpecError::IdOutside { id: 65_536 });
+    assert_eq!(
+        refused_as(|s| s.user.gid = 65_536),
+        SpecError::IdOutside { id: 65_536, count: 65_536, hint: ": choose a smaller one" }
+    );
     let apart = |s: &mut Spec| {
         let RootFs::Overlay { work, .. } = &mut s.root else { return };
         *work = "/dev/shm/elsewhere/work".into();

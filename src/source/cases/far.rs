@@ -203,7 +203,7 @@ fn a_server_that_stalls_is_left_and_cancelling_works() {
     let script = world.dir.path().join("ssh-that-hangs");
     std::fs::write(&script, "#!/bin/sh\nexec sleep 60\n").unwrap();
     std::process::Command::new("chmod").arg("755").arg(&script).status().unwrap();
-    let ssh = SshSettings { program: script, config: None };
+    let ssh = SshSettings { program: script, ..SshSettings::default() };
     let mirror = world.mirror(&url("ssh://host/shop"));
     let error = fetch(&mirror, &GitSettings { limits, ssh: ssh.clone(), ..settings() }).unwrap_err();
     assert!(matches!(error, SourceError::Deadline { .. }), "{error}");

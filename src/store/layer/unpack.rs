@@ -309,7 +309,7 @@ impl<'s> Unpacker<'s> {
             MemberKind::Directory => {
                 self.parent().mkdir(name, 0o700)?;
                 if was.is_some_and(|s| s.kind == overlay::WHITEOUT) {
-                    self.parent().set_xattr(name, overlay::OPAQUE, b"y")?;
+                    overlay::set_opaque(self.parent(), name)?;
                 }
                 return self.finish_directory(&path, member);
             }
@@ -368,7 +368,7 @@ impl<'s> Unpacker<'s> {
             self.count()?;
             self.root.mkdir(&path, IMPLIED_MODE)?;
             if hidden {
-                self.root.set_xattr(&path, overlay::OPAQUE, b"y")?;
+                overlay::set_opaque(&self.root, &path)?;
             }
             self.times.insert(path, (LAYER_TIME.seconds(), 0));
         }
@@ -433,7 +433,7 @@ impl<'s> Unpacker<'s> {
             if above.is_empty() {
                 return refuse("a layer that hides the whole root: flatten the image");
             }
-            self.parent().set_xattr(b".", overlay::OPAQUE, b"y")?;
+            overlay::set_opaque(self.parent(), b".")?;
             return Ok(());
         }
         let name = &marker[WHITEOUT.len()..];
@@ -446,7 +446,7 @@ impl<'s> Unpacker<'s> {
         }
         match self.parent().stat(name)?.map(|s| s.kind) {
             // Deletions mean lower layers only: what this layer makes stays, and hides what was below.
-            Some(NodeKind::Directory) => self.parent().set_xattr(name, overlay::OPAQUE, b"y")?,
+            Some(NodeKind::Directory) => overlay::set_opaque(self.parent(), name)?,
             Some(_) => {}
             None => {
                 self.parent().mknod(name, overlay::WHITEOUT, 0)?;

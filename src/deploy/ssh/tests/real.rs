@@ -107,6 +107,7 @@ impl Sshd {
         let mut binary = Binary::read(&path, "0.0.0-test").unwrap();
         binary.dir = self.dir.path().join("bin").display().to_string();
         let settings = SshSettings {
+            before: Vec::new(),
             program: "ssh".into(),
             config: Some(self.dir.path().join(config)),
             binary: Arc::new(binary),
