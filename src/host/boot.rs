@@ -211,10 +211,6 @@ mod tests {
 
     #[test]
     fn systemd_finds_nothing_wrong_with_the_unit() {
-        if std::process::Command::new("systemd-analyze").arg("--version").output().is_err() {
-            // A machine without systemd has no opinion.
-            return;
-        }
         let dir = tempfile::tempdir().unwrap();
         // It also looks whether the program is there, which only a host has.
         let text = TEXT.replace("/var/lib/keelway/bin/keelway ", "/bin/true ");

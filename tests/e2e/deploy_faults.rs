@@ -455,7 +455,8 @@ fn a_balancer_dies(fleet: &mut Fleet) {
     wait_for(Duration::from_secs(5), "the balancer, with the pool it had,", back).expect("it comes back");
     let away = begun.elapsed();
     figure("a killed balancer was away for", &format!("{away:.2?}"));
-    assert!(away < Duration::from_secs(3), "it was away for {away:?}");
+    // Seen within 200 ms, started within as much: 0.2 s were measured on two busy cores, 0.4 s are the most it should take.
+    assert!(away < Duration::from_secs(1), "it was away for {away:?}");
     fleet.flow(300);
     fleet.assert_lossless(others);
     let (_, verdict) = fleet.judge(through);
@@ -466,7 +467,9 @@ fn a_balancer_dies(fleet: &mut Fleet) {
         verdict.lost.iter().map(|e| e.sent_ms).max().unwrap_or(0),
     );
     figure("a killed balancer lost", &format!("{} of {} ms", verdict.lost.len(), last - first));
-    assert!(last - first < 6000, "lost from {first} to {last} ms: {:?}", verdict.lost);
+    // The longest take 2 s and may have been sent just before it died; the last ones were sent while it was away: 1.0 s was
+    // measured, 2.4 s are the most it should be.
+    assert!(last - first < 4500, "lost from {first} to {last} ms: {:?}", verdict.lost);
     fleet.assert_settled();
 }
 
@@ -484,14 +487,15 @@ fn a_keeper_dies(fleet: &mut Fleet) {
     fleet.flow(150);
     let (_, verdict) = fleet.judge(sender);
     assert!(verdict.duplicated.is_empty(), "{:?}", verdict.duplicated);
-    // What it had in its hands is lost, as the documentation says; nothing that came later.
+    // What it had in its hands is lost, as the documentation says; nothing that came later. Of 200 a second a tenth take 1.5 s
+    // and a third came to it, so about ten are lost at one moment: 4 within 3 ms were measured.
     let (first, last) = (
         verdict.lost.iter().map(|e| e.done_ms).min().unwrap_or(0),
         verdict.lost.iter().map(|e| e.done_ms).max().unwrap_or(0),
     );
     figure("a killed keeper lost", &format!("{} in {} ms", verdict.lost.len(), last - first));
     assert!(
-        verdict.lost.len() < 80 && last - first < 6000,
+        verdict.lost.len() < 25 && last - first < 1000,
         "lost {} from {first} to {last} ms: {:?}",
         verdict.lost.len(),
         verdict.lost
@@ -527,7 +531,8 @@ fn a_host_loses_its_link_in_the_middle(fleet: &mut Fleet) {
     holds(&text, &["left half done: going on with it"]);
     let (_, verdict) = fleet.judge(sender);
     assert!(verdict.duplicated.is_empty(), "{:?}", verdict.duplicated);
-    assert!(verdict.lost.len() < 60, "lost {} of {}", verdict.lost.len(), verdict.requests);
+    // What was on its way over the link, a few of 50 a second: 2 were measured. Who connects later goes elsewhere.
+    assert!(verdict.lost.len() < 15, "lost {} of {}", verdict.lost.len(), verdict.requests);
     assert_eq!(fleet.version_at(2), "5");
     fleet.assert_settled();
 }
@@ -553,8 +558,9 @@ fn a_host_reboots(fleet: &mut Fleet) {
     };
     assert_eq!(names(&fleet.replicas()), names(&before));
     let (_, verdict) = fleet.judge(sender);
+    // As above: 1 was measured.
     assert!(
-        verdict.duplicated.is_empty() && verdict.lost.len() < 60,
+        verdict.duplicated.is_empty() && verdict.lost.len() < 15,
         "{}: {:?}",
         verdict.line(),
         verdict.lost
