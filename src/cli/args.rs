@@ -2,6 +2,7 @@
 
 use crate::container_args::ContainerVerb;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use keelway_container::network::Range;
 use std::path::PathBuf;
 
 /// From a commit to running replicas: build, test, push, roll out.
@@ -73,6 +74,30 @@ pub struct Names {
     /// A certificate authority to trust for everything, besides the system's
     #[arg(long, value_name = "FILE")]
     pub ca: Vec<PathBuf>,
+    /// What a Dockerfile may have when it asks for it
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub allow: Vec<Allow>,
+    /// The /16 of addresses for private networks [default: one that no route of this machine goes into]
+    #[arg(long, value_name = "CIDR")]
+    pub network_range: Option<Range>,
+}
+
+/// What a machine may allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Allow {
+    /// This machine's network, for RUN --network=host
+    HostNetwork,
+}
+
+/// The network of each RUN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RunNetwork {
+    /// A loopback of its own
+    None,
+    /// Reaches out, and nothing of this machine
+    Private,
+    /// This machine's
+    Host,
 }
 
 fn named_file(text: &str) -> Result<(String, PathBuf), String> {
@@ -235,6 +260,9 @@ pub enum ImageVerb {
         /// A build argument; without a value it is taken from the environment
         #[arg(long, value_name = "NAME[=VALUE]")]
         build_arg: Vec<String>,
+        /// The network of each RUN that names none
+        #[arg(long, value_enum, default_value_t = RunNetwork::Private, value_name = "NETWORK")]
+        network: RunNetwork,
         #[command(flatten)]
         names: Names,
     },

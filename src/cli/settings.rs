@@ -1,11 +1,12 @@
 //! From flags, environment and the files they name to the runner's typed settings.
 
-use crate::args::{Global, Names};
+use crate::args::{Allow, Global, Names};
 use crate::machine::Machine;
 use crate::outcome::CommandError;
 use crate::{files, render};
 use keelway_http::{Pem, ProxySettings};
 use keelway_model::clock::{FixedClock, SystemClock};
+use keelway_model::plan::Grant;
 use keelway_model::{Clock, Redacted, Timestamp};
 use keelway_registry::{Credentials, RegistrySettings, docker_config};
 use keelway_runner::Settings;
@@ -219,6 +220,9 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         registry_http: names.registry_http.iter().cloned().collect(),
         ssh_configs,
         binary,
+        allow: names.allow.iter().map(|Allow::HostNetwork| Grant::HostNetwork).collect(),
+        rootless: machine.rootless,
+        network_range: names.network_range,
         proxy_env: machine.proxies.clone(),
         monitor: std::time::Duration::from_secs(2),
         max_parallel: None,

@@ -90,6 +90,10 @@ pub const CODES: &[(&str, &str)] = &[
         "An image was not pinned to a digest before the build was planned. This should not happen: please report it with the Dockerfile.",
     ),
     (
+        "D0208",
+        "A RUN asks for something that only the machine that builds can allow, such as the machine's own network. It is allowed on the command line (--allow host-network), never by a file.",
+    ),
+    (
         "D0210",
         "A --build-arg (or `args` in keelway.yml) that no ARG of the stages to build declares has no effect. Declare it by ARG in the stage that uses it, or remove it.",
     ),

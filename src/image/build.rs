@@ -9,6 +9,7 @@ use keelway_dockerfile::{
     Dockerfile, Instruction, Kind, MAX_ERRORS, MAX_INSTRUCTIONS, Stage, Word, expand, parse_trigger,
 };
 use keelway_model::oci::{Descriptor, ImageConfig};
+use keelway_model::plan::{Grant, Network};
 use keelway_model::{Diagnostic, Diagnostics, ImageRef, Limits, Plan, Platform, SourceText, Span};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,6 +39,10 @@ pub struct BuildOptions {
     pub limits: Limits,
     /// Proxy variables of this machine (`HTTP_PROXY`, `no_proxy`, ..): RUN sees them, keys do not.
     pub proxy: Vec<(String, String)>,
+    /// Network of each RUN that names none.
+    pub network: Network,
+    /// What RUN may ask for beyond that.
+    pub allow: BTreeSet<Grant>,
 }
 
 /// An image that a stage stands on, resolved to exact content.
@@ -163,7 +168,7 @@ impl Build {
                 From::Image(image) => _ = reached.images.insert(image.clone()),
             }
             for located in &instructions {
-                refuse::unsupported(located, &mut found);
+                refuse::unsupported(located, &self.options.allow, &mut found);
                 let Some(from) = copies_from(&located.instruction) else { continue };
                 match self.source_of(index, from) {
                     Ok(From::Scratch) => {}

@@ -59,6 +59,7 @@ fn exec(op: &ExecOp, below: &Chain) -> CacheKey {
     let argv = list(op.argv.iter().map(|a| (a.as_str(), "")));
     let network: &[u8] = match op.network {
         Network::None => b"none",
+        Network::Private => b"private",
         Network::Host => b"host",
     };
     // The order of variables does not change what a process sees.

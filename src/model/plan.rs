@@ -142,6 +142,9 @@ pub struct BuildOp {
     /// Bounds of each RUN.
     #[serde(default)]
     pub limits: Limits,
+    /// Network of each RUN that names none.
+    #[serde(default)]
+    pub network: Network,
 }
 
 /// Where a stage's image comes from.
@@ -159,10 +162,20 @@ pub enum ImageSource {
 #[serde(rename_all = "lowercase")]
 pub enum Network {
     /// Only a loopback of its own.
-    #[default]
     None,
+    /// A network of its own that reaches out through NAT, and neither the machine nor any other sandbox.
+    #[default]
+    Private,
     /// The machine's network, shared.
     Host,
+}
+
+/// What a machine allows that a pushed file may only ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grant {
+    /// The machine's network, for a `RUN` that names it.
+    HostNetwork,
 }
 
 /// Serial steps in one container.

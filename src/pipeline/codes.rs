@@ -33,6 +33,7 @@ codes! {
     SELF_NEED = "K0206", "A stage needs itself.";
     REPEATED = "K0207", "The same item stands twice in a list.";
     UNUSED = "K0301", "Something is defined and never used: a target that no deploy names, a registry rule that no push or image refers to.";
+    HOST_NETWORK = "K0302", "With `network: host` the steps of a stage share this machine's network: they reach its loopback, and whatever listens there takes them for a local program. `network: private`, which is the default, reaches out and nothing of the machine. A later version will ask the command line to allow it.";
 }
 
 /// What a code means and how to mend it; `None` for a code that no diagnostic of this crate has.

@@ -121,6 +121,8 @@ pub struct Build {
     pub args: BTreeMap<String, String>,
     /// Bounds of each RUN.
     pub limits: Limits,
+    /// Network of each RUN that names none.
+    pub network: Network,
 }
 
 /// An image of a stage, or one by reference.

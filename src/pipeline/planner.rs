@@ -75,6 +75,7 @@ fn op(definition: &Definition, stage: &Stage, image: Option<NodeId>) -> Option<O
             args: b.args.clone(),
             platform: Platform::host(),
             limits: b.limits.clone(),
+            network: b.network,
         }),
         Kind::Steps(s) => Op::Steps(StepsOp {
             stage: stage.name.clone(),

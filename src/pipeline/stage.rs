@@ -9,7 +9,7 @@ use crate::walk::{Fields, Place, Walk, head};
 use crate::yaml::{Entry, Node, Value};
 use keelway_model::ids::AppName;
 use keelway_model::plan::{Health, Network, Step, TagRule};
-use keelway_model::{Bytes, ImageRef, Limits, Repository, Span, StageName, Tag};
+use keelway_model::{Bytes, Diagnostic, ImageRef, Limits, Repository, Span, StageName, Tag};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -203,7 +203,7 @@ fn misplaced(w: &mut Walk<'_>, fields: Fields<'_>, have: &[(&str, &Entry)]) -> b
     let [(kind, _)] = have else { return false };
     let table: [(&str, &[&str], &str); 4] = [
         ("image", &["steps"], "only steps run in an image"),
-        ("network", &["steps"], "only steps have a network"),
+        ("network", &["steps", "build"], "only steps and the RUN of a build have a network"),
         ("env", &["steps"], "a build takes `args`, a deploy has its own `env`"),
         ("limits", &["steps", "build"], "a deploy has its own `limits`, one for each replica"),
     ];
@@ -290,6 +290,13 @@ fn path(w: &mut Walk<'_>, node: &Node, what: &str) -> Option<String> {
 
 fn build(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry) -> Option<Build> {
     let limits = limits(w, fields);
+    let network = network(w, fields);
+    if let (Some(Network::Host), Some(node)) = (network, fields.value("network")) {
+        let message = "a build is given the machine's network by the command line alone";
+        let hint = "write RUN --network=host where it is needed, and run with --allow host-network";
+        w.error_hint(codes::BAD_VALUE, node.span, message, hint);
+        return None;
+    }
     let hint = "write build: {context: .}";
     let f = w.fields(&entry.value, entry.key_span, &BUILD, Some(hint))?;
     let context = f.value("context").map_or(Some(".".into()), |n| path(w, n, "`context`"));
@@ -297,23 +304,18 @@ fn build(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry) -> Option<Build> {
     let target = f.value("target").map_or(Some(None), |n| w.word(n, "`target`").map(|t| Some(t.to_owned())));
     let args = f.value("args").map_or(Some(Vec::new()), |n| w.env(n, "`args`"));
     let args: BTreeMap<String, String> = args?.into_iter().collect();
-    Some(Build { context: context?, file: file?, target: target?, args, limits: limits? })
+    Some(Build { context: context?, file: file?, target: target?, args, limits: limits?, network: network? })
 }
 
 fn steps(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry, draft: &mut Draft) -> Option<Steps> {
     let limits = limits(w, fields);
     let env = fields.value("env").map_or(Some(Vec::new()), |n| w.env(n, "`env`"));
-    let network = fields.value("network").map_or(Some(Network::None), |n| match w.text(n, "`network`")? {
-        "none" => Some(Network::None),
-        "host" => Some(Network::Host),
-        other => {
-            let shown: String = other.chars().take(40).collect();
-            let message = format!("`network` is none or host, not {shown:?}");
-            let hint = if other == "private" { "`private` is not there yet" } else { "none is the default" };
-            w.error_hint(codes::BAD_VALUE, n.span, message, hint);
-            None
-        }
-    });
+    let network = network(w, fields);
+    if let (Some(Network::Host), Some(node)) = (network, fields.value("network")) {
+        let message = "these steps share this machine's network and reach its loopback";
+        let d = Diagnostic::warning(codes::HOST_NETWORK, w.file, node.span, message);
+        w.found.push(d.hint("`private`, the default, reaches out without that"));
+    }
     let image = match fields.value("image") {
         Some(n) => image(w, n, draft),
         None => {
@@ -328,6 +330,21 @@ fn steps(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry, draft: &mut Draft)
     };
     let steps = step_list(w, &entry.value);
     Some(Steps { image: image?, env: env?, limits: limits?, steps: steps?, network: network? })
+}
+
+fn network(w: &mut Walk<'_>, fields: Fields<'_>) -> Option<Network> {
+    let Some(n) = fields.value("network") else { return Some(Network::default()) };
+    match w.text(n, "`network`")? {
+        "none" => Some(Network::None),
+        "private" => Some(Network::Private),
+        "host" => Some(Network::Host),
+        other => {
+            let shown: String = other.chars().take(40).collect();
+            let message = format!("`network` is none, private or host, not {shown:?}");
+            w.error_hint(codes::BAD_VALUE, n.span, message, "private is the default");
+            None
+        }
+    }
 }
 
 fn image(w: &mut Walk<'_>, node: &Node, draft: &mut Draft) -> Option<StageImage> {

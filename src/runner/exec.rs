@@ -1,6 +1,7 @@
 //! One process in a sandbox, its output as log lines, its end as a result.
 
-use crate::room;
+use crate::{Workspace, room};
+use keelway_container::network::{Attached, LOCALHOST, NetworkError};
 use keelway_engine::{Ctx, Failure};
 use keelway_model::plan::Network as PlanNetwork;
 use keelway_model::{Limits, LogStream, SnapshotId};
@@ -46,7 +47,8 @@ fn next_box() -> BoxName {
     format!("box-{n}").parse().expect("letters, a dash and digits name a cgroup")
 }
 
-fn spec(job: Job) -> Spec {
+/// The spec of a job; `attached` is its network where that is a private one with a way out.
+fn spec(job: Job, attached: Option<&Attached>) -> Spec {
     let root = RootFs::Overlay { lowers: job.lowers, upper: job.upper, work: job.work };
     let mut spec = Spec::new(root, job.argv, next_box());
     spec.env = job.env;
@@ -57,20 +59,23 @@ fn spec(job: Job) -> Spec {
     spec.user = User { uid: job.user.uid, gid: job.user.gid, groups: job.user.groups };
     spec.limits = job.limits;
     spec.caps = job.caps;
-    spec.network = match job.network {
-        PlanNetwork::None => Network::None,
-        PlanNetwork::Host => Network::Host,
-    };
-    let file = |target: &str, content: &str, mode| Mount {
+    let file = |target: &str, content: &[u8], mode| Mount {
         target: target.into(),
         kind: MountKind::File { content: content.into(), mode },
     };
-    match job.network {
-        PlanNetwork::None => {
-            spec.mounts.push(file("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644));
-            spec.mounts.push(file("/etc/resolv.conf", "", 0o644));
+    match (job.network, attached) {
+        (PlanNetwork::Private, Some(attached)) => {
+            spec.network = attached.network();
+            spec.mounts.push(file("/etc/hosts", &attached.hosts(&spec.hostname), 0o644));
+            spec.mounts.push(file("/etc/resolv.conf", attached.resolv_conf(), 0o644));
         }
-        PlanNetwork::Host => {
+        (PlanNetwork::None | PlanNetwork::Private, _) => {
+            spec.network = Network::None;
+            spec.mounts.push(file("/etc/hosts", LOCALHOST.as_bytes(), 0o644));
+            spec.mounts.push(file("/etc/resolv.conf", b"", 0o644));
+        }
+        (PlanNetwork::Host, _) => {
+            spec.network = Network::Host;
             // The files may be links (to systemd's): what they name is what is bound.
             for path in ["/etc/hosts", "/etc/resolv.conf"] {
                 if let Ok(source) = Path::new(path).canonicalize() {
@@ -83,18 +88,27 @@ fn spec(job: Job) -> Spec {
         }
     }
     for (path, content) in &job.files {
-        spec.mounts.push(file(path, content, 0o755));
+        spec.mounts.push(file(path, content.as_bytes(), 0o755));
     }
     spec
 }
 
 /// Runs a job to its end; what it prints becomes log events. Cancelling asks with SIGTERM, killing kills.
-pub(crate) async fn run(launcher: &Launcher, ctx: &Ctx, job: Job) -> Result<Exit, Failure> {
-    let spec = spec(job);
-    let launcher = launcher.clone();
+pub(crate) async fn run(workspace: &Workspace, ctx: &Ctx, job: Job) -> Result<Exit, Failure> {
+    let (launcher, networks) = (workspace.launcher.clone(), workspace.networks.clone());
+    if job.network == PlanNetwork::Private && networks.is_none() {
+        ctx.notice(NO_WAY_OUT).await;
+    }
     let reports = ctx.clone();
     let (tell, told) = tokio::sync::oneshot::channel::<Handle>();
-    let mut waiting = tokio::task::spawn_blocking(move || blocking_run(&launcher, &spec, &reports, tell));
+    let mut waiting = tokio::task::spawn_blocking(move || {
+        // Its network lives until every process in it is dead.
+        let attached = match job.network {
+            PlanNetwork::Private => networks.map(|n| n.private()).transpose().map_err(|e| no_network(&e))?,
+            PlanNetwork::None | PlanNetwork::Host => None,
+        };
+        blocking_run(&launcher, &spec(job, attached.as_ref()), &reports, tell)
+    });
     let Ok(handle) = told.await else {
         return joined(waiting.await);
     };
@@ -109,6 +123,14 @@ pub(crate) async fn run(launcher: &Launcher, ctx: &Ctx, job: Job) -> Result<Exit
             }
         }
     }
+}
+
+/// What an ordinary user is told.
+const NO_WAY_OUT: &str = "its private network has no way out yet, since this is not root: what needs one runs with --network host, \
+                          or `network: host` in a stage";
+
+fn no_network(e: &NetworkError) -> Failure {
+    Failure::outside(format!("there is no private network for this step: {e}"))
 }
 
 const SIGTERM: i32 = 15;

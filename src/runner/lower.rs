@@ -76,7 +76,7 @@ fn inside(path: &str, what: &str) -> Result<TreePath, OpenError> {
 }
 
 /// Reads and checks the Dockerfile of a build; blocking.
-pub fn open(source: &Arc<dyn Tree>, op: &BuildOp, proxy: &[(String, String)]) -> Result<Opened, OpenError> {
+pub fn open(source: &Arc<dyn Tree>, op: &BuildOp, settings: &Settings) -> Result<Opened, OpenError> {
     let at = inside(&op.context, "the build context")?;
     let context: Arc<dyn Tree> = if at.is_root() {
         Arc::clone(source)
@@ -94,7 +94,7 @@ pub fn open(source: &Arc<dyn Tree>, op: &BuildOp, proxy: &[(String, String)]) ->
             "{name} does not exist in the source; name the Dockerfile with `file:` (or -f)"
         )));
     };
-    open_text(context, SourceText::new(name, text), op, proxy)
+    open_text(context, SourceText::new(name, text), op, settings)
 }
 
 /// The same for a Dockerfile that is not in the context.
@@ -102,7 +102,7 @@ pub fn open_text(
     context: Arc<dyn Tree>,
     dockerfile: SourceText,
     op: &BuildOp,
-    proxy: &[(String, String)],
+    settings: &Settings,
 ) -> Result<Opened, OpenError> {
     let parsed = keelway_dockerfile::parse(&dockerfile).map_err(OpenError::Definition)?;
     let mut ignore = Ignore::default();
@@ -117,7 +117,9 @@ pub fn open_text(
         target: op.target.clone(),
         platform: op.platform.clone(),
         limits: op.limits.clone(),
-        proxy: proxy.to_vec(),
+        proxy: settings.proxy_env.clone(),
+        network: op.network,
+        allow: settings.allow.clone(),
     };
     let build = Build::new(parsed, options).map_err(OpenError::Definition)?;
     Ok(Opened { context, ignore, build })
@@ -128,7 +130,7 @@ pub fn check(plan: &Plan, source: &Arc<dyn Tree>, settings: &Settings) -> Result
     let mut all = Diagnostics::default();
     for node in plan.nodes.iter().filter(|n| n.skip.is_none()) {
         let Op::Build(op) = &node.op else { continue };
-        match open(source, op, &settings.proxy_env) {
+        match open(source, op, settings) {
             Ok(opened) => all.merge(opened.build.warnings().clone()),
             Err(OpenError::Definition(d)) => all.merge(d),
             Err(OpenError::Failed(f)) => {

@@ -4,6 +4,7 @@ use crate::pin::Pins;
 use crate::settings::Settings;
 use crate::{blocking, deploy, exec, lower, push, room, steps};
 use async_trait::async_trait;
+use keelway_container::network::{Networks, Settings as NetworkSettings};
 use keelway_dockerfile::Ignore;
 use keelway_engine::{CancelToken, Ctx, Failure, Perform, Performed};
 use keelway_image::{Blame, KeyContext, StepError};
@@ -31,6 +32,8 @@ pub struct Workspace {
     pub store: Store,
     /// Starts sandboxes.
     pub launcher: Launcher,
+    /// Their networks; none where nobody may give them a way out.
+    pub networks: Option<Networks>,
 }
 
 impl Workspace {
@@ -54,7 +57,9 @@ impl Workspace {
         let parent = format!("keelway/{own}");
         store.note_cgroup(&parent).map_err(|e| Failure::outside(e.to_string()))?;
         let parent: ParentName = parent.parse().map_err(|e| Failure::bug(format!("run directory: {e}")))?;
-        Ok(Self { launcher: Launcher::new(LauncherConfig::new(parent)), store })
+        let networks = NetworkSettings { range: settings.network_range, ..NetworkSettings::default() };
+        let networks = (!settings.rootless).then(|| Networks::new(&own, networks));
+        Ok(Self { launcher: Launcher::new(LauncherConfig::new(parent)), store, networks })
     }
 }
 
@@ -173,13 +178,12 @@ impl Performer {
     }
 
     async fn build(&self, ctx: Ctx, op: &BuildOp) -> Result<Performed, Failure> {
-        let (tree, wanted, proxy) =
-            (Arc::clone(&self.subject.tree), op.clone(), self.settings.proxy_env.clone());
+        let (tree, wanted, settings) = (Arc::clone(&self.subject.tree), op.clone(), self.settings.clone());
         let text = self.dockerfile.clone();
         let opened = blocking(move || {
             let opened = match text {
-                Some(text) => lower::open_text(tree, text, &wanted, &proxy),
-                None => lower::open(&tree, &wanted, &proxy),
+                Some(text) => lower::open_text(tree, text, &wanted, &settings),
+                None => lower::open(&tree, &wanted, &settings),
             };
             opened.map_err(Failure::from)
         })
@@ -190,7 +194,7 @@ impl Performer {
         };
         let plan = lower::lower(&opened, pin).await?;
         if plan.nodes.iter().any(|n| matches!(&n.op, Op::Exec(e) if e.network == Network::Host)) {
-            ctx.notice("RUN sees this machine's network (until private networks come); the result may depend on what it fetches").await;
+            ctx.notice("a RUN of this build shares this machine's network, and reaches its loopback").await;
         }
         let layers = chain_nodes(&plan);
         let open = OpenBuild { context: opened.context, ignore: opened.ignore, layers };
@@ -281,7 +285,7 @@ impl Performer {
             caps: CapProfile::Build,
             files: op.scripts.clone(),
         };
-        let exit = exec::run(&self.workspace.launcher, ctx, job).await?;
+        let exit = exec::run(&self.workspace, ctx, job).await?;
         if !exit.success() {
             return Err(exec::unsuccessful(&node.name, &exit, self.store().path()));
         }

@@ -193,12 +193,12 @@ pub async fn build_image(
     show: Box<dyn EventSink>,
     cancel: CancelToken,
 ) -> Result<RunReport, RunnerError> {
-    let (tree, op, text, proxy) =
-        (Arc::clone(&single.tree), single.op.clone(), single.dockerfile.clone(), settings.proxy_env.clone());
+    let (tree, op, text, given) =
+        (Arc::clone(&single.tree), single.op.clone(), single.dockerfile.clone(), settings.clone());
     // Opened once before anything is shown, so that a broken file is reported as one.
     let opened = tokio::task::spawn_blocking(move || match text {
-        Some(text) => lower::open_text(tree, text, &op, &proxy),
-        None => lower::open(&tree, &op, &proxy),
+        Some(text) => lower::open_text(tree, text, &op, &given),
+        None => lower::open(&tree, &op, &given),
     })
     .await
     .map_err(|e| Failure::bug(format!("a worker of Keelway failed: {e}")))?;

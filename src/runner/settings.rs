@@ -1,7 +1,9 @@
 //! What a machine says about itself: typed, complete, made by `cli`.
 
+use keelway_container::network::Range;
 use keelway_engine::Failure;
 use keelway_http::Pem;
+use keelway_model::plan::Grant;
 use keelway_model::{Clock, ExitCode, Timestamp};
 use keelway_pipeline::RegistryRule;
 use keelway_registry::{HostSettings, RegistrySettings};
@@ -36,6 +38,12 @@ pub struct Settings {
     pub ssh_configs: BTreeMap<String, PathBuf>,
     /// This binary, which a deploy brings to its hosts.
     pub binary: PathBuf,
+    /// What pushed files may have when they ask.
+    pub allow: BTreeSet<Grant>,
+    /// Whether this is an ordinary user, who cannot give a private network a way out.
+    pub rootless: bool,
+    /// Addresses of private networks; `None` takes what is free.
+    pub network_range: Option<Range>,
     /// Proxy variables of this machine, handed to RUN but never part of a key.
     pub proxy_env: Vec<(String, String)>,
     /// How long a new release must hold, complete, before it counts.

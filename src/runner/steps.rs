@@ -92,7 +92,7 @@ pub(crate) async fn run(
             files: Vec::new(),
         };
         ctx.notice(format!("step {}", step.name)).await;
-        let exit = exec::run(&performer.workspace.launcher, ctx, job).await?;
+        let exit = exec::run(&performer.workspace, ctx, job).await?;
         if !exit.success() {
             return Err(exec::unsuccessful(&format!("step {}", step.name), &exit, store.path()));
         }

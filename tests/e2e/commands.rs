@@ -139,7 +139,12 @@ fn json_is_an_object_a_line_for_every_verb(world: &World) -> Ended {
         ("image pull", &[&name], 0, 1),
         ("image load", &[layout, "other"], 0, 1),
         ("image ls", &[], 0, 3),
-        ("container run", &["-d", "--name", "json", "--network", "none", "other", "sh", "-c", "echo said; sleep 1000"], 0, 1),
+        (
+            "container run",
+            &["-d", "--name", "json", "--network", "none", "other", "sh", "-c", "echo said; sleep 1000"],
+            0,
+            1,
+        ),
         ("container ls", &[], 0, 1),
         ("container exec", &["json", "true"], 0, 0),
         ("container logs", &["json"], 0, 0),

@@ -10,6 +10,7 @@ mod deploy;
 mod deploy_faults;
 mod fleet;
 mod kill;
+mod network;
 mod pipeline;
 mod registries;
 mod reproducible;
@@ -68,6 +69,7 @@ fn main() {
         shipped::TESTS,
         bad_input::TESTS,
         kill::TESTS,
+        network::TESTS,
         deploy::TESTS,
         deploy_faults::TESTS,
         source::TESTS,

@@ -1,12 +1,12 @@
 //! `keelway image ..`.
 
 use super::Context;
-use crate::args::{Format, Names};
+use crate::args::{Format, Names, RunNetwork};
 use crate::machine::Machine;
 use crate::outcome::CommandError;
 use crate::{files, render, settings};
 use keelway_engine::Failure;
-use keelway_model::plan::BuildOp;
+use keelway_model::plan::{BuildOp, Grant, Network};
 use keelway_model::{Bytes, Digest, ImageRef, Limits, Platform, SourceText, Tag};
 use keelway_registry::{Progress, Stage};
 use keelway_runner::run::{SingleBuild, build_image, image_of};
@@ -31,6 +31,7 @@ pub struct BuildArgs {
     pub file: Option<PathBuf>,
     pub target: Option<String>,
     pub build_arg: Vec<String>,
+    pub network: RunNetwork,
 }
 
 fn reference(text: &str) -> Result<ImageRef, CommandError> {
@@ -74,7 +75,16 @@ fn dockerfile(args: &BuildArgs) -> Result<(String, Option<SourceText>), CommandE
 
 /// `image build`.
 pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<(), CommandError> {
-    let settings = settings::settings(&context.global, names, &context.machine)?;
+    let mut settings = settings::settings(&context.global, names, &context.machine)?;
+    let network = match args.network {
+        RunNetwork::None => Network::None,
+        RunNetwork::Private => Network::Private,
+        RunNetwork::Host => Network::Host,
+    };
+    if network == Network::Host {
+        // Who gives it to every RUN gives it to one that asks, too.
+        settings.allow.insert(Grant::HostNetwork);
+    }
     let tags = args.tag.iter().map(|t| reference(t)).collect::<Result<Vec<_>, _>>()?;
     if let Some(tag) = tags.iter().find(|t| t.digest.is_some()) {
         return Err(CommandError::usage(format!(
@@ -90,6 +100,7 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
         args: build_args(&args.build_arg)?,
         platform: Platform::host(),
         limits: Limits::default(),
+        network,
     };
     let workspace = Workspace::open(&settings)?;
     let single = SingleBuild { tree: Arc::new(tree), op, dockerfile: text };

@@ -1,11 +1,21 @@
 //! What is valid in a Dockerfile and not executed yet: refused before anything runs, by line and name.
 
 use super::Located;
-use keelway_dockerfile::{Kind, MountKind, Run, Transfer};
+use keelway_dockerfile::{Kind, MountKind, Run, Transfer, Word};
+use keelway_model::plan::Grant;
 use keelway_model::{Diagnostics, Span};
+use std::collections::BTreeSet;
 
 /// Puts an error for each thing in the instruction that cannot be executed.
-pub(super) fn unsupported(located: &Located, found: &mut Diagnostics) {
+pub(super) fn unsupported(located: &Located, allow: &BTreeSet<Grant>, found: &mut Diagnostics) {
+    if let Kind::Run(run) = &located.instruction.kind
+        && let Some(network) = run.network.as_ref().filter(|n| n.text == "host")
+        && !allow.contains(&Grant::HostNetwork)
+    {
+        let message =
+            "RUN --network=host is not allowed here; who runs the build allows it with --allow host-network";
+        found.push(located.error("D0208", network.span, message));
+    }
     let mut no = |span: Span, what: String| {
         found.push(located.error("D0201", span, format!("{what} is not supported yet")));
     };
@@ -29,7 +39,8 @@ fn run_flags(run: &Run, no: &mut dyn FnMut(Span, String)) {
         };
         no(mount.span, format!("RUN --mount=type={kind}"));
     }
-    if let Some(network) = run.network.as_ref().filter(|n| !matches!(n.text.as_str(), "default" | "none")) {
+    let known = |n: &&Word| matches!(n.text.as_str(), "default" | "none" | "host");
+    if let Some(network) = run.network.as_ref().filter(|n| !known(n)) {
         no(network.span, format!("RUN --network={}", network.text));
     }
     if let Some(security) = run.security.as_ref().filter(|s| s.text != "sandbox") {

@@ -12,6 +12,8 @@ fn options() -> BuildOptions {
         platform: "linux/amd64".parse().unwrap(),
         limits: Limits::default(),
         proxy: Vec::new(),
+        network: keelway_model::plan::Network::Private,
+        allow: Default::default(),
     }
 }
 
@@ -198,7 +200,7 @@ fn commands_and_shells() {
     assert_eq!(argv, ["/bin/sh|-c|a $b", "/bin/bash|-ec|c", "d|$e", "/bin/bash|-ec|g"]);
     assert_eq!(
         execs(&p).iter().map(|e| e.network).collect::<Vec<_>>(),
-        [Network::Host, Network::Host, Network::Host, Network::None]
+        [Network::Private, Network::Private, Network::Private, Network::None]
     );
     assert_eq!(end(&p).config.config.cmd.as_ref().unwrap().join("|"), "/bin/bash|-ec|f");
     let p = plan(
@@ -301,11 +303,22 @@ fn copies_as_planned() {
     }
 }
 
+#[test]
+fn the_machines_network_is_granted_and_never_taken() {
+    let text = "FROM base\nRUN a\nRUN --network=default b\nRUN --network=none c\nRUN --network=host d\n";
+    let refused = refused(text);
+    assert!(refused.contains("Dockerfile:5:") && refused.contains("--allow host-network"), "{refused}");
+    let granted = BuildOptions { allow: [Grant::HostNetwork].into(), network: Network::None, ..options() };
+    let networks: Vec<Network> =
+        execs(&try_plan(text, granted, &bases()).unwrap()).iter().map(|e| e.network).collect();
+    assert_eq!(networks, [Network::None, Network::None, Network::None, Network::Host]);
+}
+
 /// Valid lines that are refused, and how they are named.
 const REFUSED: [(&str, &str); 14] = [
     ("RUN --mount=type=cache,target=/x y", "RUN --mount=type=cache"),
     ("RUN --mount=from=base,target=/x y", "RUN --mount=type=bind"),
-    ("RUN --network=host y", "RUN --network=host"),
+    ("RUN --network=web y", "RUN --network=web"),
     ("RUN --security=insecure y", "RUN --security=insecure"),
     ("RUN --device=x y", "RUN --device"),
     ("COPY --link a b", "COPY --link"),

@@ -45,6 +45,28 @@ fn images_are_nodes_among_the_needs() {
 }
 
 #[test]
+fn networks_are_private_unless_the_file_says_otherwise() {
+    let d = ok(
+        "version: 1\nstages:\n  a: {image: busybox, steps: [{run: x}]}\n  b: {image: busybox, network: none, steps: [{run: x}]}\n  \
+         c: {image: busybox, network: host, steps: [{run: x}]}\n  d: {build: {}}\n  e: {build: {}, network: none}\n",
+    );
+    let plan = plan(&d, &on(Event::Push, None), &Selection::default()).unwrap();
+    let network = |name: &str| match &plan.nodes.iter().find(|n| n.name == name).unwrap().op {
+        Op::Steps(op) => op.network,
+        Op::Build(op) => op.network,
+        op => panic!("{op:?}"),
+    };
+    use keelway_model::plan::Network::{Host, None as Nothing, Private};
+    assert_eq!(["a", "b", "c", "d", "e"].map(network), [Private, Nothing, Host, Private, Nothing]);
+    // The machine's goes on working, with a warning that says where.
+    let warnings: Vec<&str> = d.warnings.items.iter().map(|w| w.code.as_str()).collect();
+    assert_eq!(warnings, ["K0302"]);
+    assert!(!d.warnings.has_errors());
+    let found = super::parse("version: 1\nstages:\n  a: {build: {}, network: host}\n").unwrap_err();
+    assert!(found.to_string().contains("--allow host-network"), "{found}");
+}
+
+#[test]
 fn a_stage_after_a_skipped_one_is_skipped() {
     let d = ok(
         "version: 1\nstages:\n  a: {when: {event: [tag, api]}, build: {}}\n  b: {needs: a, image: busybox, steps: [{run: x}]}\n",

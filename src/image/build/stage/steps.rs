@@ -65,7 +65,8 @@ impl Lower<'_> {
         }
         let network = match run.network.as_ref().map(|n| n.text.as_str()) {
             Some("none") => Network::None,
-            _ => Network::Host,
+            Some("host") => Network::Host,
+            _ => self.build.options.network,
         };
         let said = argv.join(" ");
         let declared: Vec<String> = state.args.pairs().iter().map(|(k, v)| format!("{k}={v}")).collect();

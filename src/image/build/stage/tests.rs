@@ -27,6 +27,8 @@ fn try_plan(text: &str) -> Result<Plan, String> {
         platform: "linux/amd64".parse().unwrap(),
         limits: Limits::default(),
         proxy: Vec::new(),
+        network: keelway_model::plan::Network::Private,
+        allow: Default::default(),
     };
     let build = Build::new(file, options).map_err(|e| e.to_string())?;
     build.lower(&Bases::new()).map_err(|e| e.to_string())
