@@ -6,6 +6,8 @@
 mod bad_input;
 mod build;
 mod commands;
+mod container;
+mod container_death;
 mod deploy;
 mod deploy_faults;
 mod fleet;
@@ -65,6 +67,8 @@ fn main() {
     let tests: Vec<Test> = [
         build::TESTS,
         commands::TESTS,
+        container::TESTS,
+        container_death::TESTS,
         pipeline::TESTS,
         shipped::TESTS,
         bad_input::TESTS,

@@ -9,6 +9,7 @@ use keelway_container::{exec, supervisor};
 use keelway_model::plan::UserSpec;
 use keelway_sandbox::Window;
 use std::path::Path;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Rows and columns of a terminal that nobody looks at.
@@ -43,12 +44,14 @@ pub async fn exec(_: &Context, place: &Place, args: ExecArgs) -> Result<(), Comm
         false => Pipes::new(args.interactive),
     };
     let pipes = pipes.map_err(CommandError::outside)?;
+    // From before it runs: no signal ends us and leaves it without its end.
+    let window = Arc::default();
+    let (signals, mut passed) = mpsc::channel(16);
+    let _signals = terminal::pass_signals(Arc::clone(&window), signals).map_err(CommandError::outside)?;
     let begun = exec::begin(&entry.files.socket(), &spec, &pipes.theirs).await;
     let mut session = begun.map_err(|e| failed(&e))?;
-    let (pumps, window) =
-        Pumps::begin(pipes, session.take_terminal(), args.interactive).map_err(CommandError::outside)?;
-    let (signals, mut passed) = mpsc::channel(16);
-    let _signals = terminal::pass_signals(window, signals).map_err(CommandError::outside)?;
+    let pumps = Pumps::begin(pipes, session.take_terminal(), args.interactive, &window)
+        .map_err(CommandError::outside)?;
     let code = session.wait(&mut passed).await;
     pumps.end();
     match code.map_err(|e| failed(&e))? {

@@ -218,7 +218,8 @@ impl Pumps {
         pipes: Pipes,
         terminal: Option<OwnedFd>,
         interactive: bool,
-    ) -> io::Result<(Self, Arc<Mutex<Option<OwnedFd>>>)> {
+        window: &Mutex<Option<OwnedFd>>,
+    ) -> io::Result<Self> {
         drop(pipes.theirs);
         let spawn = |stream, from| std::thread::spawn(move || pump_output(stream, from));
         if let Some(terminal) = terminal {
@@ -228,7 +229,8 @@ impl Pumps {
                 pump_input(terminal.try_clone()?);
             }
             let outputs = vec![spawn(LogStream::Stdout, terminal.try_clone()?)];
-            return Ok((Self { outputs, _raw: raw }, Arc::new(Mutex::new(Some(terminal)))));
+            *window.lock().unwrap_or_else(PoisonError::into_inner) = Some(terminal);
+            return Ok(Self { outputs, _raw: raw });
         }
         let mut outputs = Vec::new();
         if let Some((input, out, err)) = pipes.ours {
@@ -237,7 +239,7 @@ impl Pumps {
             }
             outputs = vec![spawn(LogStream::Stdout, out), spawn(LogStream::Stderr, err)];
         }
-        Ok((Self { outputs, _raw: None }, Arc::default()))
+        Ok(Self { outputs, _raw: None })
     }
 
     /// Waits for what was written before the end. What the process left running may hold its output open for ever,
