@@ -133,7 +133,9 @@ impl Verb {
             | Self::Watch { .. }
             | Self::Image(_)
             | Self::Container(_) => true,
-            Self::Lint { .. } | Self::Explain { .. } | Self::Runs(_) | Self::Deploy(_) => false,
+            Self::Lint { .. } | Self::Explain { .. } | Self::Runs(_) | Self::Deploy(_) | Self::Doctor => {
+                false
+            }
         }
     }
 }
@@ -208,6 +210,9 @@ pub enum Verb {
     /// What runs on a target's hosts
     #[command(subcommand)]
     Deploy(DeployVerb),
+    /// Say what this machine can and cannot do, and how to mend it
+    #[command(after_help = "Example:\n  keelway doctor")]
+    Doctor,
 }
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {

@@ -1,5 +1,6 @@
 //! The hidden verbs: re-executions of the binary by itself. No person types them.
 
+use crate::doctor;
 use keelway_container::keeping::{self, Attachment, Post, Role};
 use keelway_container::{keeper, process, supervisor};
 use keelway_host::{BalancerSettings, HostSettings, SuperviseSettings, balancer, supervise};
@@ -19,8 +20,12 @@ pub fn run_if_asked() -> Option<ExitCode> {
         keelway_sandbox::rootless::OUTSIDE_ARGUMENT => {
             Some(fail(&keelway_sandbox::rootless::leave(&rest), Code::Outside))
         }
+        doctor::TRY_ARGUMENT => Some(doctor::try_it(&rest, false)),
         // The same program once more, in this user's own namespace.
-        keelway_sandbox::rootless::ROOTLESS_ARGUMENT => None,
+        keelway_sandbox::rootless::ROOTLESS_ARGUMENT => match rest.split_first() {
+            Some((verb, rest)) if verb == doctor::TRY_ARGUMENT => Some(doctor::try_it(rest, true)),
+            _ => None,
+        },
         "__host" => Some(host(&rest)),
         "__balancer" => {
             diary();

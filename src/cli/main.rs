@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod container_args;
+mod doctor;
 mod files;
 mod hidden;
 mod machine;

@@ -154,6 +154,7 @@ fn json_is_an_object_a_line_for_every_verb(world: &World) -> Ended {
         ("container kill", &["-s", "CONT", "json"], 0, 1),
         ("container stop", &["-t", "0", "json"], 0, 1),
         ("container rm", &["json"], 0, 1),
+        ("doctor", &[], 0, 6),
         ("deploy status", &[&["production"], &deploy[..]].concat(), 4, 1),
         ("deploy rollback", &[&["production"], &deploy[..]].concat(), 13, 1),
     ];

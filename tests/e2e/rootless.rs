@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("rootless::a_user_without_ids_is_told", without_ids),
     ("rootless::a_pipeline_runs_and_keeps_its_runs", pipeline),
     ("rootless::ssh_runs_as_the_user_itself", ssh),
+    ("rootless::the_doctor_says_what_is_missing", doctor),
 ];
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -172,5 +173,40 @@ fn ssh(world: &World) -> Ended {
     command.args(["run", "--repo", "ssh://git@git.example.test/x.git", "--commit", "main"]);
     let out = run(&mut command, DEADLINE).expect("it ends in time").expect(4);
     assert!(out.stderr.contains("asked by 54321 keelway-ann"), "{}", out.stderr);
+    Ok(())
+}
+
+/// What `doctor` says of one thing: health, what was seen, what mends it.
+fn said(out: &Output, check: &str) -> (String, String, String) {
+    let lines = out.stdout.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).expect("JSON"));
+    let found =
+        lines.into_iter().find(|f| f["check"] == check).unwrap_or_else(|| panic!("{check}: {}", out.stdout));
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    (text("health"), text("seen"), text("mend"))
+}
+
+fn doctor(world: &World) -> Ended {
+    let leaks = Leaks::record();
+    let env = world.env();
+    let root = env.keelway(&["--format", "json", "doctor"]).expect(0);
+    assert_eq!(said(&root, "a sandbox").0, "ok", "{}", root.stdout);
+    assert_eq!(said(&root, "user namespaces").0, "ok");
+    let people = env.keelway(&["doctor"]).expect(0).stdout;
+    assert!(people.contains("as root:\n\nok "), "{people}");
+
+    let ann = Ann::new(world, true);
+    let hers = ann.keelway(&["--format", "json", "doctor"]);
+    assert_eq!(said(&hers, "a sandbox").0, "ok", "{}", hers.stdout);
+    assert!(said(&hers, "user ids").1.starts_with("65536 in each sandbox"));
+    let (health, _, mend) = said(&hers, "limits");
+    assert!(health == "ok" || mend.contains("systemd-run --user --scope"), "{mend}");
+    assert!(!ann.home().join(".local/share/keelway").exists(), "it leaves nothing");
+
+    let poor = Ann::new(world, false);
+    let hers = poor.keelway(&["--format", "json", "doctor"]);
+    let (health, _, mend) = said(&hers, "user ids");
+    assert!(health == "warning" && mend.contains("usermod --add-subuids"), "{mend}");
+    assert_eq!(said(&hers, "a sandbox").0, "ok", "{}", hers.stdout);
+    leaks.assert_none();
     Ok(())
 }

@@ -183,5 +183,6 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
         Verb::Image(ImageVerb::Ls) => image::ls(context),
         Verb::Container(verb) => container::container(context, verb).await,
         Verb::Deploy(verb) => deploy::deploy(context, verb).await,
+        Verb::Doctor => tokio::task::block_in_place(|| crate::doctor::doctor(context)),
     }
 }
