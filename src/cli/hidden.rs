@@ -1,6 +1,7 @@
 //! The hidden verbs: re-executions of the binary by itself. No person types them.
 
 use crate::doctor;
+use keelway_container::diary::Diary;
 use keelway_container::keeping::{self, Attachment, Post, Role};
 use keelway_container::{keeper, process, supervisor};
 use keelway_host::{BalancerSettings, HostSettings, SuperviseSettings, balancer, supervise};
@@ -55,6 +56,7 @@ fn container(args: &[OsString]) -> ExitCode {
         Err(e) => return fail(&e, Code::Outside),
     };
     let done: Result<(), String> = runtime.block_on(async {
+        tokio::spawn(Diary::at(&post.files().diary()).keep());
         match role {
             Role::Keeper => {
                 let kept = keeping::keep(&post, Attachment::default(), keeper::desk()).await;
