@@ -107,7 +107,8 @@ async fn run(
         Ok(words) if code != 0 && !words.is_empty() => return Err(CopyError::Refused(words)),
         _ => {}
     }
-    ours.unwrap_or_else(|_| Err(io::Error::other("the thread that copied failed"))).map_err(CopyError::Here)?;
+    ours.unwrap_or_else(|_| Err(io::Error::other("the thread that copied failed")))
+        .map_err(CopyError::Here)?;
     match code {
         0 => Ok(()),
         code => Err(CopyError::Start(format!("the copying process ended with {code}"))),
