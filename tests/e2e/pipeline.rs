@@ -45,10 +45,14 @@ pub fn repository(env: &Env, registry: &str, test: &str) -> PathBuf {
     dir
 }
 
-/// Runs git in a folder, with an identity of its own.
+/// When every commit of these tests was made: an image's time is its commit's, so that equal files give equal images.
+const COMMITTED: &str = "2024-05-06T07:08:09Z";
+
+/// Runs git in a folder, with an identity and a date of its own.
 pub fn git(env: &Env, dir: &std::path::Path, args: &[&str]) -> String {
     let mut c = env.command("git");
     c.args(["-c", "user.name=kit", "-c", "user.email=kit@kit.test", "-C"]).arg(dir).args(args);
+    c.env("GIT_AUTHOR_DATE", COMMITTED).env("GIT_COMMITTER_DATE", COMMITTED);
     let out = c.output().expect("git runs");
     assert!(out.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8_lossy(&out.stdout).trim().to_owned()
