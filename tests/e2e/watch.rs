@@ -52,7 +52,7 @@ fn url(repo: &GitRepo) -> String {
 }
 
 fn once(env: &Env, url: &str) -> Output {
-    env.keelway(&["watch", "--repo", url, "--branch", "main", "--once"])
+    env.keelway(&["watch", "--repo", url, "--branch", "main", "--once", "--allow", "host-network"])
 }
 
 /// Commit, state and attempt of each run, oldest first.
@@ -92,7 +92,7 @@ impl Watching {
     fn start(env: &Env, world: &World, url: &str) -> Self {
         let mut child = env
             .command(&world.keelway)
-            .args(["watch", "--repo", url, "--branch", "main", "--every", "100ms"])
+            .args(["watch", "--repo", url, "--branch", "main", "--every", "100ms", "--allow", "host-network"])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -193,7 +193,7 @@ fn a_killed_watcher_makes_attempt_2_of_the_same_run(world: &World) -> Ended {
     let leaks = Leaks::record();
     let env = with_busybox(world);
     let (server, open) = gate();
-    let repo = repository(&env, &format!("RUN wget -q -O - http://{}/gate\n", server.host()));
+    let repo = repository(&env, &format!("RUN --network=host wget -q -O - http://{}/gate\n", server.host()));
     let url = url(&repo);
     let first = repo.head().expect("there is a commit");
     let second = {
@@ -235,7 +235,7 @@ fn a_signal_ends_it_and_the_commit_stays(world: &World) -> Ended {
     let leaks = Leaks::record();
     let env = with_busybox(world);
     let (server, open) = gate();
-    let repo = repository(&env, &format!("RUN wget -q -O - http://{}/gate\n", server.host()));
+    let repo = repository(&env, &format!("RUN --network=host wget -q -O - http://{}/gate\n", server.host()));
     let url = url(&repo);
     let watcher = Watching::start(&env, world, &url);
     until("the step runs", || server.count("GET", "/gate") == 1);
@@ -259,7 +259,7 @@ fn a_signal_ends_it_and_the_commit_stays(world: &World) -> Ended {
 fn two_watchers_of_a_branch_run_nothing_twice(world: &World) -> Ended {
     let env = with_busybox(world);
     let (server, open) = gate();
-    let repo = repository(&env, &format!("RUN wget -q -O - http://{}/gate\n", server.host()));
+    let repo = repository(&env, &format!("RUN --network=host wget -q -O - http://{}/gate\n", server.host()));
     let url = url(&repo);
     let watcher = Watching::start(&env, world, &url);
     until("the step runs", || server.count("GET", "/gate") == 1);

@@ -18,6 +18,10 @@ use keelway_model::{Diagnostics, ExitCode as Code};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long the end of a command waits for what it has started.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// What every command is given.
 pub struct Context {
@@ -96,6 +100,8 @@ pub fn main() -> ExitCode {
             return Code::Outside.code().into();
         }
     };
+    // Who copies a terminal has a read of it under way, which nothing ends.
+    let settle = if matches!(cli.verb, Verb::Container(_)) { Duration::ZERO } else { SETTLE };
     let result = runtime.block_on(async {
         let theirs = matches!(&cli.verb, Verb::Container(verb) if container::takes_signals(verb));
         let signals = (!theirs).then(|| tokio::spawn(listen(context.cancel.clone())));
@@ -105,8 +111,9 @@ pub fn main() -> ExitCode {
         }
         result
     });
-    // Blocking work that was given up must not keep the process.
-    runtime.shutdown_background();
+    // What still holds the store lets go of it, so that its run directory goes with this process; blocking work that
+    // was given up must not keep the process for long.
+    runtime.shutdown_timeout(settle);
     match result {
         Ok(()) => Code::Done.code().into(),
         Err(e) => {
