@@ -12,8 +12,9 @@
 mod detect;
 mod group;
 
+pub(crate) use detect::every_hierarchy;
 pub use detect::{Controller, Layout, Place};
-pub(crate) use group::{Door, Group, Plan, enter, remove_parents};
+pub(crate) use group::{Door, Group, Plan, enter, remove_everywhere, remove_parents};
 pub use group::{ReapError, Reaped, reap};
 
 use serde::{Deserialize, Serialize};

@@ -170,6 +170,16 @@ pub enum SetupError {
         /// How it failed.
         errno: Errno,
     },
+    /// The OCI runtime that isolates in our place.
+    #[error("the runtime {runtime:?} cannot {action} the container: {detail}")]
+    Runtime {
+        /// Its path.
+        runtime: PathBuf,
+        /// What was asked of it.
+        action: String,
+        /// What it says, or how it ended.
+        detail: String,
+    },
     /// Any other step of the set-up.
     #[error("cannot set the sandbox up: {action}: {errno}")]
     Step {

@@ -5,6 +5,7 @@
 //! is dead, its cgroups are removed and the upper directory holds nothing but the process's work.
 
 mod exec;
+mod foreign;
 mod interpreter;
 mod join;
 mod pid1;
@@ -17,7 +18,7 @@ use crate::error::SetupError;
 use crate::ids::Namespaces;
 use crate::proto::{self, Inner, Order, Report, Request, Stub};
 use crate::root;
-use crate::running::ExitKind;
+use crate::running::{ExitKind, Usage};
 use crate::spec::{ExecSpec, Network, RootFs};
 use crate::sys::{self, Cloned};
 use nix::errno::Errno;
@@ -46,6 +47,7 @@ struct Kept {
     stubs: Vec<Stub>,
     failure: Option<SetupError>,
     started: bool,
+    used: Option<Usage>,
     end: Option<ExitKind>,
 }
 
@@ -99,8 +101,11 @@ fn start(
             Some(fd)
         }
     };
-    let mut spaces =
-        Namespaces::make(request.ids, request.outer.as_ref(), request.spec.network == Network::None)?;
+    let mut spaces = Namespaces::make(
+        request.ids,
+        request.outer.as_ref(),
+        request.spec.network == Network::None && request.spec.runtime.is_none(),
+    )?;
     spaces.net = spaces.net.or(join);
     let (life, theirs) = UnixStream::pair()
         .map_err(|e| SetupError::Step { action: "make PID 1's socket".into(), errno: e.into() })?;
@@ -109,10 +114,14 @@ fn start(
     match sys::clone_into(namespaces).map_err(step("make the namespaces"))? {
         Cloned::Child => {
             drop(life);
+            if let Some(runtime) = &request.spec.runtime {
+                foreign::run(control.as_raw_fd(), theirs, request, runtime, foreign::Gifts { spaces, stdio })
+            }
             pid1::run(control.as_raw_fd(), theirs, request, pid1::Gifts { spaces, stdio, doors })
         }
         Cloned::Parent { pid, pidfd } => {
-            Ok(Kept { pid, pidfd, life, stubs: Vec::new(), failure: None, started: false, end: None })
+            let stubs = Vec::new();
+            Ok(Kept { pid, pidfd, life, stubs, failure: None, started: false, used: None, end: None })
         }
     }
 }
@@ -193,6 +202,10 @@ impl Kept {
         let refuse = |error: SetupError, channel: &OwnedFd| {
             let _ = proto::send(channel.as_fd(), &Report::Failed(error), &[]);
         };
+        if let Some(runtime) = request.spec.runtime.clone() {
+            let (action, detail) = ("start a process in".into(), "only our own sandbox can do that".into());
+            return refuse(SetupError::Runtime { runtime, action, detail }, &channel);
+        }
         let Ok(stdio) = <[OwnedFd; 3]>::try_from(fds) else {
             let detail = "a process without its three descriptors".into();
             return refuse(SetupError::Protocol { detail }, &channel);
@@ -219,6 +232,7 @@ impl Kept {
                 match message {
                     Inner::Stubs(stubs) => self.stubs = stubs,
                     Inner::Failed(error) => self.failure = Some(error),
+                    Inner::Used(usage) => self.used = Some(usage),
                     Inner::Ended(kind) => self.end = Some(kind),
                     Inner::Started { warnings } => {
                         self.started = true;
@@ -241,7 +255,7 @@ impl Kept {
 }
 
 fn finish(control: &OwnedFd, kept: Kept, group: &Group, request: &Request) -> i32 {
-    let mut usage = group.usage();
+    let mut usage = kept.used.clone().unwrap_or_else(|| group.usage());
     usage.cpu = sys::children_cpu();
     let removal = group.remove();
     if let RootFs::Overlay { upper, .. } = &request.spec.root {

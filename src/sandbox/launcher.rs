@@ -5,7 +5,7 @@
 //! that process. The socket's end is how init learns that its owner died.
 
 use crate::binary;
-use crate::cgroup::{Layout, ParentName, Plan, remove_parents};
+use crate::cgroup::{Layout, ParentName, Plan, remove_everywhere, remove_parents};
 use crate::error::{SetupError, SpawnError};
 use crate::ids::{self, IDS, IdMap, Outer, Range};
 use crate::proto::{self, Report, Request};
@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio as ProcessStdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -131,6 +132,8 @@ struct Inner {
     binary: OnceLock<OwnedFd>,
     /// Why ids are not translated here, once that was seen.
     same_ids: OnceLock<String>,
+    /// Whether another runtime was asked.
+    foreign: AtomicBool,
 }
 
 impl Launcher {
@@ -139,7 +142,8 @@ impl Launcher {
     pub fn new(config: LauncherConfig) -> Self {
         let layout = config.layout.clone().unwrap_or_else(Layout::detect);
         let outer = Outer::look();
-        Self(Arc::new(Inner { config, layout, outer, binary: OnceLock::new(), same_ids: OnceLock::new() }))
+        let (binary, same_ids, foreign) = (OnceLock::new(), OnceLock::new(), AtomicBool::new(false));
+        Self(Arc::new(Inner { config, layout, outer, binary, same_ids, foreign }))
     }
 
     /// The cgroups found.
@@ -152,6 +156,15 @@ impl Launcher {
     pub fn spawn(&self, spec: &Spec, stdio: Stdio) -> Result<Running, SpawnError> {
         spec.check()?;
         spec.user.check(self.same().count)?;
+        if let Some(runtime) = &spec.runtime {
+            if self.0.outer.is_some() {
+                let detail =
+                    "only root can give it a container: run as root, or leave `isolation` out".to_owned();
+                let action = "start".to_owned();
+                return Err(SetupError::Runtime { runtime: runtime.clone(), action, detail }.into());
+            }
+            self.0.foreign.store(true, Ordering::Relaxed);
+        }
         if self.0.config.ids == Ids::Same || self.0.outer.is_some() {
             return self.spawn_with(spec, &stdio, None, Vec::new());
         }
@@ -203,6 +216,7 @@ impl Launcher {
             name: spec.cgroup.clone(),
             limits: spec.limits.clone(),
             counted: spec.counted,
+            foreign: spec.runtime.is_some(),
         };
         let (control, child) = self.start_init()?;
         // From here on dropping it kills and reaps init.
@@ -269,5 +283,8 @@ impl Launcher {
 impl Drop for Inner {
     fn drop(&mut self) {
         remove_parents(&self.layout, &self.config.cgroup_parent);
+        if self.foreign.load(Ordering::Relaxed) {
+            remove_everywhere(&self.config.cgroup_parent);
+        }
     }
 }

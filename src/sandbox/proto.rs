@@ -68,6 +68,8 @@ pub(crate) enum Inner {
         warnings: Vec<String>,
     },
     Failed(SetupError),
+    /// What was counted, where the groups will be gone before the supervisor can look.
+    Used(Usage),
     Ended(ExitKind),
 }
 

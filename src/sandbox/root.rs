@@ -6,6 +6,7 @@
 //! every other mount, /dev itself included, is nodev. No inode of the host's /dev is in sight of the process,
 //! which might chmod it. What masks a path was made before the image was there.
 
+mod foreign;
 mod overlay;
 mod target;
 
@@ -24,6 +25,8 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use target::Targets;
+
+pub(crate) use foreign::{Stage, stage};
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;

@@ -264,6 +264,10 @@ pub struct Spec {
     pub counted: bool,
     /// What its process does.
     pub work: Work,
+    /// An OCI runtime of this machine (runc, crun, runsc, ..) that isolates it instead of us: see
+    /// [`crate::oci_config`] for what it is told. Only root can have one, and neither a terminal nor further
+    /// processes are possible.
+    pub runtime: Option<PathBuf>,
 }
 
 impl User {
@@ -299,11 +303,18 @@ impl Spec {
             terminal: None,
             counted: false,
             work: Work::Program,
+            runtime: None,
         }
     }
 
     /// Checks what can be checked without the machine.
     pub fn check(&self) -> Result<(), SpecError> {
+        if let Some(runtime) = &self.runtime {
+            absolute("the OCI runtime", runtime)?;
+            if self.terminal.is_some() || self.work != Work::Program {
+                return Err(SpecError::Runtime);
+            }
+        }
         let lowers = match &self.root {
             RootFs::Overlay { lowers, upper, work } => {
                 absolute("the upper directory", upper)?;
@@ -469,6 +480,9 @@ pub enum SpecError {
         /// The other.
         work: PathBuf,
     },
+    /// What only our own sandbox does.
+    #[error("a terminal, and copying files, are not possible under another runtime: leave `runtime` out")]
+    Runtime,
     /// A mount at `/`.
     #[error("a mount cannot take the place of /: name a path below it")]
     MountOverRoot,

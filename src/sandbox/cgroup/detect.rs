@@ -178,6 +178,21 @@ impl Layout {
     }
 }
 
+/// The roots of all hierarchies of this machine, also of those that bound nothing of ours: another runtime makes groups
+/// in each.
+pub(crate) fn every_hierarchy() -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut roots: Vec<PathBuf> = table
+        .lines()
+        .filter_map(|line| line.split_once(" - "))
+        .filter(|(_, after)| after.starts_with("cgroup ") || after.starts_with("cgroup2 "))
+        .filter_map(|(before, _)| before.split(' ').nth(4).map(|t| PathBuf::from(unescape(t))))
+        .collect();
+    roots.sort();
+    roots.dedup();
+    roots
+}
+
 fn controllers_of(root: &Path) -> String {
     fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default()
 }

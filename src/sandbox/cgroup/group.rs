@@ -1,6 +1,6 @@
 //! Making, limiting, reading and removing the groups of one sandbox.
 
-use super::{BoxName, Controller, Layout, ParentName, Place};
+use super::{BoxName, Controller, Layout, ParentName, Place, every_hierarchy};
 use crate::error::SetupError;
 use crate::running::Usage;
 use keelway_model::limits::DEFAULT_PIDS;
@@ -27,12 +27,16 @@ pub(crate) struct Plan {
     pub limits: Limits,
     /// Whether the groups are made that count, also where nothing is bounded.
     pub counted: bool,
+    /// Another runtime works in these groups, and makes its own of the same name in all other hierarchies.
+    pub foreign: bool,
 }
 
 /// Groups that exist.
 #[derive(Debug)]
 pub(crate) struct Group {
     dirs: Vec<(Place, PathBuf)>,
+    /// Groups of the same name that another runtime makes, and we only remove.
+    others: Vec<PathBuf>,
     memory: Option<(bool, PathBuf)>,
     pids: Option<PathBuf>,
 }
@@ -67,7 +71,7 @@ impl Plan {
 
     /// Makes the groups and writes the limits. On error nothing of it stays.
     pub(crate) fn create(&self) -> Result<Group, SetupError> {
-        let mut group = Group { dirs: Vec::new(), memory: None, pids: None };
+        let mut group = Group { dirs: Vec::new(), others: self.others(), memory: None, pids: None };
         match self.fill(&mut group) {
             Ok(()) => Ok(group),
             Err(e) => {
@@ -128,7 +132,28 @@ impl Plan {
     /// The group directories, for an owner that has to clean up after its init.
     pub(crate) fn groups(&self) -> Group {
         let dirs = self.layout.places().into_iter().map(|p| (p.clone(), self.dir(p.root()))).collect();
-        Group { dirs, memory: None, pids: None }
+        Group { dirs, others: self.others(), memory: None, pids: None }
+    }
+
+    fn others(&self) -> Vec<PathBuf> {
+        if !self.foreign {
+            return Vec::new();
+        }
+        every_hierarchy().iter().map(|root| self.dir(root)).collect()
+    }
+
+    /// The path of the sandbox's groups below the root of every hierarchy.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir(Path::new("/"))
+    }
+
+    /// What was counted in groups that are there.
+    pub(crate) fn usage(&self) -> Usage {
+        let mut group = self.groups();
+        group.pids = self.layout.place(Controller::Pids).map(|p| self.dir(p.root()));
+        let memory = self.layout.place(Controller::Memory);
+        group.memory = memory.map(|p| (matches!(p, Place::V2(_)), self.dir(p.root())));
+        group.usage()
     }
 }
 
@@ -271,7 +296,7 @@ impl Group {
     pub(crate) fn remove(&self) -> io::Result<()> {
         let end = Instant::now() + PATIENCE;
         let mut first = Ok(());
-        for (_, dir) in &self.dirs {
+        for dir in self.dirs.iter().map(|(_, dir)| dir).chain(&self.others) {
             if let Err(e) = remove_tree(dir, end) {
                 first = first.and(Err(e));
             }
@@ -328,16 +353,27 @@ fn kill_members(dir: &Path) {
 /// Removes a launcher's empty parent groups.
 pub(crate) fn remove_parents(layout: &Layout, parent: &ParentName) {
     for place in layout.places() {
-        let mut path = parent.as_str();
-        loop {
-            // Not empty (another launcher lives below) or not there: nothing to do.
-            if fs::remove_dir(place.root().join(path)).is_err() {
-                break;
-            }
-            match path.rsplit_once('/') {
-                Some((up, _)) => path = up,
-                None => break,
-            }
+        remove_empty(place.root(), parent);
+    }
+}
+
+/// The same where other runtimes made groups too.
+pub(crate) fn remove_everywhere(parent: &ParentName) {
+    for root in every_hierarchy() {
+        remove_empty(&root, parent);
+    }
+}
+
+fn remove_empty(root: &Path, parent: &ParentName) {
+    let mut path = parent.as_str();
+    loop {
+        // Not empty (another launcher lives below) or not there: nothing to do.
+        if fs::remove_dir(root.join(path)).is_err() {
+            break;
+        }
+        match path.rsplit_once('/') {
+            Some((up, _)) => path = up,
+            None => break,
         }
     }
 }
@@ -366,8 +402,13 @@ pub struct ReapError {
 pub fn reap(layout: &Layout, parents: &[ParentName]) -> Result<Reaped, ReapError> {
     let mut reaped = Reaped::default();
     for parent in parents {
-        for place in layout.places() {
-            let path = place.root().join(parent.as_str());
+        let own = layout.places().into_iter().map(|p| p.root().to_owned());
+        // A run may have asked another runtime, which makes groups everywhere.
+        let mut roots: Vec<PathBuf> = own.chain(every_hierarchy()).collect();
+        roots.sort();
+        roots.dedup();
+        for root in roots {
+            let path = root.join(parent.as_str());
             if path.is_dir() {
                 let end = Instant::now() + PATIENCE;
                 remove_tree(&path, end).map_err(|source| ReapError { path: path.clone(), source })?;
@@ -375,6 +416,7 @@ pub fn reap(layout: &Layout, parents: &[ParentName]) -> Result<Reaped, ReapError
             }
         }
         remove_parents(layout, parent);
+        remove_everywhere(parent);
     }
     Ok(reaped)
 }

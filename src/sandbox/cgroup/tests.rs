@@ -73,6 +73,7 @@ fn plan(layout: Layout) -> Plan {
         name: "box".parse().unwrap(),
         limits: Limits { memory: Some(Bytes(1 << 20)), pids: Some(10), cpu_millis: Some(1500) },
         counted: false,
+        foreign: false,
     }
 }
 

@@ -82,7 +82,7 @@ struct Main {
 
 /// The supervisor has one thread, so its death is what this fires for; whether it died before is told by the end of
 /// the socket. A change of user takes it away.
-fn die_with_the_supervisor() {
+pub(super) fn die_with_the_supervisor() {
     let _ = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0);
 }
 

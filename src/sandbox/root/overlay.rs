@@ -125,6 +125,17 @@ impl Sources {
 
 /// Mounts the root over the machine's `/` and returns it.
 pub(super) fn mount(root: &RootFs, host_root: BorrowedFd<'_>, how: &How<'_>) -> Result<OwnedFd, SetupError> {
+    let mount = detached(root, host_root, how)?;
+    sys::move_mount(mount.as_fd(), host_root).map_err(mount_error("overlayfs", "/"))?;
+    Ok(mount)
+}
+
+/// The root, mounted nowhere yet.
+pub(super) fn detached(
+    root: &RootFs,
+    host_root: BorrowedFd<'_>,
+    how: &How<'_>,
+) -> Result<OwnedFd, SetupError> {
     let scratch = Scratch::new(host_root)?;
     let sources = Sources::new(root, &scratch, how)?;
     let mount = if how.legacy {
@@ -139,7 +150,6 @@ pub(super) fn mount(root: &RootFs, host_root: BorrowedFd<'_>, how: &How<'_>) -> 
     };
     // The overlay holds views of its own. Nothing but the root may lie over the machine's: pivoting takes off one.
     scratch.detach()?;
-    sys::move_mount(mount.as_fd(), host_root).map_err(mount_error("overlayfs", "/"))?;
     Ok(mount)
 }
 

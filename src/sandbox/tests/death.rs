@@ -23,10 +23,10 @@ pub const TESTS: &[Test] = &[
     ("death::two_of_one_name_are_refused", same_name),
 ];
 
-/// A process that runs one sandbox until it is killed: `__owner PARENT BASE MARKER`.
+/// A process that runs one sandbox until it is killed: `__owner PARENT BASE MARKER [RUNTIME]`.
 #[allow(clippy::print_stdout, reason = "the test reads it")]
 pub fn owner(args: &[String]) -> ExitCode {
-    let [parent, base, marker] = args else { return ExitCode::FAILURE };
+    let [parent, base, marker, runtime @ ..] = args else { return ExitCode::FAILURE };
     let base = Path::new(base);
     let launcher = Launcher::new(LauncherConfig::new(parent.parse().unwrap()));
     let root = RootFs::Overlay {
@@ -37,17 +37,18 @@ pub fn owner(args: &[String]) -> ExitCode {
     let script = format!("trap '' TERM HUP INT; (setsid sleep {marker} &); sleep {marker}; true");
     let mut spec = Spec::new(root, argv(&["/bin/sh", "-c", &script]), "box".parse().unwrap());
     spec.limits.memory = Some(keelway_model::Bytes(64 << 20));
+    spec.runtime = runtime.first().map(PathBuf::from);
     let mut running = launcher.spawn(&spec, Stdio::null().unwrap()).unwrap();
     println!("{}", running.pid());
     running.wait().unwrap();
     ExitCode::SUCCESS
 }
 
-struct Owner {
-    child: Child,
-    pid1: i32,
-    parent: ParentName,
-    marker: String,
+pub struct Owner {
+    pub child: Child,
+    pub pid1: i32,
+    pub parent: ParentName,
+    pub marker: String,
 }
 
 impl Drop for Owner {
@@ -58,6 +59,10 @@ impl Drop for Owner {
 }
 
 fn start_owner(name: &str, number: u32) -> Owner {
+    start_owner_under(name, number, None)
+}
+
+pub fn start_owner_under(name: &str, number: u32, runtime: Option<&Path>) -> Owner {
     let base: PathBuf = fresh();
     make_busybox(&base.join("busybox"));
     std::fs::create_dir(base.join("upper")).unwrap();
@@ -66,6 +71,7 @@ fn start_owner(name: &str, number: u32) -> Owner {
     let marker = format!("7{number}{}", std::process::id());
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["__owner", parent.as_str(), base.to_str().unwrap(), &marker])
+        .args(runtime)
         .stdout(ProcessStdio::piped())
         .spawn()
         .unwrap();
@@ -76,8 +82,23 @@ fn start_owner(name: &str, number: u32) -> Owner {
     owner
 }
 
-fn sleeping(marker: &str) -> usize {
+pub fn sleeping(marker: &str) -> usize {
     processes_with(&format!("sleep\0{marker}")).len()
+}
+
+pub fn stop(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+}
+
+pub fn end(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+/// A parent's directories in every hierarchy of the machine.
+pub fn groups_named(parent: &ParentName) -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let roots = mounts.lines().filter(|l| l.contains(" - cgroup")).filter_map(|l| l.split(' ').nth(4));
+    roots.map(|root| Path::new(root).join(parent.as_str())).filter(|dir| dir.exists()).collect()
 }
 
 fn owner_killed() -> Result<(), Failed> {

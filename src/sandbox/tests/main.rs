@@ -8,6 +8,7 @@
 mod death;
 mod files;
 mod fixture;
+mod foreign;
 mod hostile;
 mod isolation;
 mod joined;
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
     let tests: Vec<Test> = [
         process::TESTS,
         files::TESTS,
+        foreign::TESTS,
         hostile::TESTS,
         isolation::TESTS,
         limits::TESTS,
