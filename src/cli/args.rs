@@ -107,9 +107,25 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-/// Where the source is.
+/// Where the source is, and whether its uncommitted changes count.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Source {
+    #[command(flatten)]
+    pub place: Place,
+    /// Take the tree as it lies there, uncommitted changes included; never pushes or deploys
+    #[arg(long, conflicts_with = "repo")]
+    pub dirty: bool,
+}
+
+impl From<&Place> for Source {
+    fn from(place: &Place) -> Self {
+        Self { place: place.clone(), dirty: false }
+    }
+}
+
+/// Where the source is.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Place {
     /// A repository: https, ssh, file URL or path [default: the checkout you stand in]
     #[arg(long, value_name = "URL")]
     pub repo: Option<String>,
@@ -119,9 +135,6 @@ pub struct Source {
     /// The ssh configuration file to reach --repo with [default: your own]
     #[arg(long, value_name = "FILE", requires = "repo")]
     pub git_ssh_config: Option<PathBuf>,
-    /// Run the tree as it lies there, uncommitted changes included; never pushes or deploys
-    #[arg(long, conflicts_with = "repo")]
-    pub dirty: bool,
 }
 
 impl Verb {
@@ -166,10 +179,15 @@ pub enum Verb {
         names: Names,
     },
     /// Report every problem of keelway.yml and the Dockerfiles it names
-    #[command(after_help = "Example:\n  keelway lint --dirty")]
+    #[command(
+        after_help = "The files are read as they lie there, committed or not.\n\nExamples:\n  keelway lint\n  keelway lint --repo https://example.com/shop.git --commit main"
+    )]
     Lint {
         #[command(flatten)]
-        source: Source,
+        place: Place,
+        /// What it does anyway, without --repo
+        #[arg(long, hide = true, conflicts_with = "repo")]
+        dirty: bool,
     },
     /// Say what a diagnostic means and how to mend it
     #[command(after_help = "Example:\n  keelway explain K0102")]
@@ -233,13 +251,18 @@ pub enum RunsVerb {
         /// The run, or the unique beginning of its id [default: the newest]
         run: Option<String>,
     },
-    /// Print the output of a run's stages
+    /// Print the output of a run's stages, and why they failed
+    #[command(
+        after_help = "Examples:\n  keelway runs logs --stage test           of the newest run\n  keelway runs logs 20261123-140309-3fa2c1 test"
+    )]
     Logs {
         /// The run, or the unique beginning of its id [default: the newest]
         run: Option<String>,
         /// Only this stage
-        #[arg(long)]
         stage: Option<String>,
+        /// The same, for the newest run
+        #[arg(long = "stage", value_name = "STAGE", conflicts_with = "stage")]
+        only: Option<String>,
     },
 }
 
@@ -309,7 +332,7 @@ pub enum DeployVerb {
         /// A target of the pipeline file
         target: String,
         #[command(flatten)]
-        source: Source,
+        place: Place,
         #[command(flatten)]
         names: Names,
     },

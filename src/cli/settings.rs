@@ -29,6 +29,16 @@ pub fn state_dir(global: &Global, machine: &Machine) -> Result<PathBuf, CommandE
     Ok(dir)
 }
 
+/// The state directory of a command that only reads. One that was named and is not there is a slip of the pen, and is
+/// not made.
+pub fn existing_state(global: &Global, machine: &Machine) -> Result<PathBuf, CommandError> {
+    let dir = state_dir(global, machine)?;
+    if (global.state.is_some() || machine.state.is_some()) && !dir.exists() {
+        return Err(CommandError::usage(format!("there is no state directory {}", dir.display())));
+    }
+    Ok(dir)
+}
+
 /// Whoever may write to the state directory decides what images hold and what is deployed.
 fn trusted(dir: &Path) -> Result<(), CommandError> {
     // One that is not there will be ours, and one that we may not see fails where it is used.

@@ -101,6 +101,14 @@ pub const CODES: &[(&str, &str)] = &[
         "D0211",
         "The name of an ARG or ENV says that it holds a secret. Its value is in the image's config or history, for everyone who can pull it. Do not build secrets into images; give them to the program when it runs.",
     ),
+    (
+        "D0212",
+        "A COPY --from= names no stage before it, and so an image, but a stage is called nearly the same. Correct the name; where an image is meant, write it in full, for example docker.io/library/build:1.",
+    ),
+    (
+        "D0213",
+        "A COPY or ADD names a file that the build context does not have, or that .dockerignore leaves out of it. Paths start at the context's folder, whatever the WORKDIR is.",
+    ),
 ];
 
 /// What a code means and how to mend it; `None` for a code that no Dockerfile diagnostic has. Case does not matter.

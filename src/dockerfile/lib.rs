@@ -25,7 +25,8 @@ pub use expand::{Environment, ExpandError, expand, expand_heredoc, expand_words}
 pub use glob::Glob;
 pub use ignore::{Coverage, Ignore, IgnoreError, ignore_file_candidates};
 pub use lexer::{MAX_ERRORS, MAX_FILE, MAX_INSTRUCTIONS, MAX_LINE, MAX_STAGES};
-pub use parser::{parse, parse_trigger};
+pub use parser::{parse, parse_all, parse_trigger};
+pub use typed::nearest;
 
 /// Whether the whole text opens one heredoc (`<<EOF`) and nothing else.
 pub fn is_heredoc(text: &str) -> bool {

@@ -12,6 +12,14 @@ use std::ops::Range;
 
 /// Parses a Dockerfile. Warnings are in the result; errors come all at once (at most [`MAX_ERRORS`]).
 pub fn parse(source: &SourceText) -> Result<Dockerfile, Diagnostics> {
+    match parse_all(source) {
+        (_, found) if found.has_errors() => Err(found),
+        (file, _) => Ok(file),
+    }
+}
+
+/// The same, with what could be read of a file that has errors: to look for others in it.
+pub fn parse_all(source: &SourceText) -> (Dockerfile, Diagnostics) {
     let mut found = Diagnostics::of(source.clone());
     let (head, lines) = lexer::lex(&source.name, &source.text, &mut found);
     let mut parser =
@@ -51,23 +59,20 @@ pub fn parse(source: &SourceText) -> Result<Dockerfile, Diagnostics> {
                 .hint("start a stage with FROM image"),
         );
     }
-    if found.has_errors() {
-        if found.items.len() > MAX_ERRORS {
-            // Warnings must not push an error out.
-            found.items.retain(|d| d.severity == Severity::Error);
-            found.items.truncate(MAX_ERRORS);
-        }
-        return Err(found);
+    if found.has_errors() && found.items.len() > MAX_ERRORS {
+        // Warnings must not push an error out.
+        found.items.retain(|d| d.severity == Severity::Error);
     }
     found.items.truncate(MAX_ERRORS);
-    Ok(Dockerfile {
+    let file = Dockerfile {
         source: source.clone(),
         escape: head.escape,
         directives: head.directives,
         globals,
         stages,
-        warnings: found,
-    })
+        warnings: found.clone(),
+    };
+    (file, found)
 }
 
 /// Parses one trigger of a base image's `OnBuild`, given as a source of its own.

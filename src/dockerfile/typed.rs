@@ -366,7 +366,7 @@ fn is_stage_name(name: &str) -> bool {
 }
 
 /// The nearest of `names`, where it is near enough to be meant.
-pub(crate) fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
+pub fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
     if name.len() > 40 {
         return None;
     }

@@ -441,10 +441,10 @@ impl Dispatcher {
                         self.scopes[scope].ready.push(d);
                     }
                 } else {
-                    ending.push_back((
-                        d,
-                        Outcome::Skipped { reason: SkipReason::Needs { name: name.clone() } },
-                    ));
+                    // What was not to run anyway says so, whatever became of what it needs.
+                    let own = self.cells[d].node.skip.clone();
+                    let reason = own.unwrap_or_else(|| SkipReason::Needs { name: name.clone() });
+                    ending.push_back((d, Outcome::Skipped { reason }));
                 }
             }
             let scope = &mut self.scopes[scope];

@@ -101,6 +101,15 @@ impl Ctx {
     pub async fn notice(&self, text: impl Into<String>) {
         self.send(EventKind::Notice { text: text.into() }).await;
     }
+    /// A line about what went as it should.
+    pub async fn news(&self, text: impl Into<String>) {
+        self.send(EventKind::News { text: text.into() }).await;
+    }
+    /// The same from where nothing may wait: where the queue is full, it is left out.
+    pub fn try_news(&self, text: impl Into<String>) {
+        let kind = EventKind::News { text: text.into() };
+        let _ = self.messages.try_send(Message::Event { index: self.index, kind });
+    }
     /// [`Ctx::notice`] for threads of the blocking pool; must not be called on an async thread.
     pub fn notice_blocking(&self, text: impl Into<String>) {
         self.runtime.block_on(self.notice(text));

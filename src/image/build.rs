@@ -5,12 +5,13 @@
 //! and may reach further stages and images: so what a build needs is a walk that is repeated whenever
 //! another base is pinned.
 
+use crate::select::Source;
 use keelway_dockerfile::{
-    Dockerfile, Instruction, Kind, MAX_ERRORS, MAX_INSTRUCTIONS, Stage, Word, expand, parse_trigger,
+    Dockerfile, Ignore, Instruction, Kind, MAX_ERRORS, MAX_INSTRUCTIONS, Stage, Word, expand, parse_trigger,
 };
 use keelway_model::oci::{Descriptor, ImageConfig};
 use keelway_model::plan::{Grant, Network};
-use keelway_model::{Diagnostic, Diagnostics, ImageRef, Limits, Plan, Platform, SourceText, Span};
+use keelway_model::{Diagnostic, Diagnostics, ImageRef, Limits, Plan, Platform, SourceText, Span, Tree};
 use std::collections::{BTreeMap, BTreeSet};
 
 mod budget;
@@ -56,6 +57,17 @@ pub struct PinnedBase {
 
 /// The pinned images of a build, by the reference that the Dockerfile gives after expansion.
 pub type Bases = BTreeMap<ImageRef, PinnedBase>;
+
+/// Where a Dockerfile asks for an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// `Dockerfile:3`
+    pub place: String,
+    /// The instruction.
+    pub text: String,
+    /// A stage whose name is nearly that of the image.
+    pub near: Option<String>,
+}
 
 /// What a stage stands on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +136,61 @@ impl Build {
     /// (`ONBUILD COPY --from=`) of a pinned base may need another.
     pub fn bases(&self, pinned: &Bases) -> Result<Vec<ImageRef>, Diagnostics> {
         Ok(self.walk(pinned)?.images.into_iter().filter(|i| !pinned.contains_key(i)).collect())
+    }
+
+    /// Where the Dockerfile first asks for an image; `None` for one that only a trigger of a base asks for.
+    pub fn place_of(&self, image: &ImageRef) -> Option<Asked> {
+        for (index, stage) in self.dockerfile.stages.iter().enumerate() {
+            if self.base_of(index, stage).is_ok_and(|f| f == From::Image(image.clone())) {
+                return Some(self.asked(stage.span, &stage.text, self.near_stage(&stage.base.text, index)));
+            }
+            for i in &stage.instructions {
+                let Some(from) = copies_from(i) else { continue };
+                if self.source_of(index, from).is_ok_and(|f| f == From::Image(image.clone())) {
+                    return Some(self.asked(i.span, &i.text, self.near_stage(&from.text, index)));
+                }
+            }
+        }
+        None
+    }
+
+    fn asked(&self, span: Span, text: &str, near: Option<&str>) -> Asked {
+        let source = &self.dockerfile.source;
+        let line = source.line_col(span.start).0;
+        let text: String = text.lines().next().unwrap_or_default().chars().take(160).collect();
+        Asked { place: format!("{}:{line}", source.name), text, near: near.map(str::to_owned) }
+    }
+
+    /// The earlier stage whose name is nearly this one; none for what can only be an image.
+    fn near_stage(&self, name: &str, limit: usize) -> Option<&str> {
+        if name.contains(['/', ':', '@', '.']) {
+            return None;
+        }
+        let names: Vec<&str> = self.dockerfile.stages[..limit.min(self.dockerfile.stages.len())]
+            .iter()
+            .filter_map(|s| s.name.as_ref())
+            .map(|n| n.text.as_str())
+            .collect();
+        keelway_dockerfile::nearest(&name.to_lowercase(), &names)
+    }
+
+    /// What the target copies from a context that does not have it. A source with a variable is not looked at.
+    pub fn missing_sources(&self, context: &dyn Tree, ignore: &Ignore) -> Diagnostics {
+        let mut found = Diagnostics::of(self.dockerfile.source.clone());
+        let Ok(reached) = self.walk(&Bases::new()) else { return found };
+        let source = Source::context(context, ignore);
+        for located in reached.stages.values().flat_map(|(_, l)| l) {
+            let (Kind::Copy(t) | Kind::Add(t)) = &located.instruction.kind else { continue };
+            if t.from.is_some() {
+                continue;
+            }
+            for word in t.sources.iter().filter(|w| !w.text.contains(['$', '"', '\'', '\\'])) {
+                if let Err(e) = source.select_all(std::slice::from_ref(&word.text)) {
+                    found.push(located.error("D0213", word.span, e.to_string()));
+                }
+            }
+        }
+        found
     }
 
     /// The plan, once [`Build::bases`] gives none. Its result is an `Assemble` node.
@@ -319,6 +386,16 @@ impl Build {
                 self.warnings.items.push(Diagnostic::warning("D0211", &located.file, name.span, message));
             }
         }
+        for (index, located) in reached.stages.iter().flat_map(|(i, (_, l))| l.iter().map(|l| (*i, l))) {
+            let Some(from) = copies_from(&located.instruction) else { continue };
+            let image = matches!(self.source_of(index, from), Ok(From::Image(_)));
+            if let Some(near) = self.near_stage(&from.text, index).filter(|_| image).map(str::to_owned) {
+                let message =
+                    format!("no stage before this one is named {:?}, so it means an image", from.text);
+                let d = Diagnostic::warning("D0212", &located.file, from.span, message);
+                self.warnings.items.push(d.hint(format!("did you mean the stage {near:?}?")));
+            }
+        }
         let mut declared: BTreeSet<&str> = BTreeSet::new();
         let instructions = reached.stages.values().flat_map(|(_, i)| i).map(|l| &l.instruction);
         for i in instructions.chain(&self.dockerfile.globals) {
@@ -339,6 +416,17 @@ impl Build {
             }
         }
     }
+}
+
+/// What a Dockerfile with errors asks for that cannot be executed, beside those errors, in order of the file.
+pub fn refused(file: &Dockerfile, mut found: Diagnostics, allow: &BTreeSet<Grant>) -> Diagnostics {
+    for instruction in file.stages.iter().flat_map(|s| &s.instructions) {
+        let located = Located { file: file.source.name.clone(), instruction: instruction.clone() };
+        refuse::unsupported(&located, allow, &mut found);
+    }
+    found.items.sort_by_key(|d| d.span);
+    found.items.truncate(MAX_ERRORS);
+    found
 }
 
 fn one(file: &Dockerfile, d: Diagnostic) -> Diagnostics {
@@ -364,8 +452,10 @@ fn target(file: &Dockerfile, target: Option<&str>) -> Result<usize, Box<Diagnost
         Span::default(),
         format!("there is no stage {wanted:?} to build"),
     );
-    Err(Box::new(if names.is_empty() {
-        d.hint("no stage has a name: leave --target out")
+    Err(Box::new(if let Some(near) = keelway_dockerfile::nearest(&name, &names) {
+        d.hint(format!("did you mean {near:?}?"))
+    } else if names.is_empty() {
+        d.hint("no stage has a name: leave the target out")
     } else {
         d.hint(format!("the stages are {}", names.join(", ")))
     }))

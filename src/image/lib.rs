@@ -26,7 +26,7 @@ mod writer;
 
 pub use assemble::{assemble, prepare_layer};
 pub use base::extend;
-pub use build::{Bases, Build, BuildOptions, PinnedBase};
+pub use build::{Asked, Bases, Build, BuildOptions, PinnedBase, refused};
 pub use error::{Blame, StepError};
 pub use key::{KeyContext, key};
 pub use user::User;

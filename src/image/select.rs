@@ -167,7 +167,15 @@ impl<'a> Source<'a> {
             out.extend(self.select(source)?);
         }
         if out.is_empty() {
-            return Err(StepError::Refused(format!("no file matches {}", shown(&sources.join(", ")))));
+            let shown = shown(&sources.join(", "));
+            let everything = Source { ignore: None, ..*self };
+            let hidden = self.ignore.is_some() && everything.select_all(sources).is_ok();
+            return Err(StepError::Refused(match hidden {
+                true => {
+                    format!("what matches {shown} is left out of the build context by the .dockerignore file")
+                }
+                false => format!("no file matches {shown}"),
+            }));
         }
         Ok(out)
     }
@@ -179,10 +187,46 @@ impl<'a> Source<'a> {
         let ignored = ignore.excludes(path.as_bytes()) && self.tree.entry(path)?.is_some();
         Ok(StepError::Refused(match ignored {
             true => format!("{} is left out of the build context by the .dockerignore file", quoted(source)),
-            false => format!("{} is not in the build context", quoted(source)),
+            false => match self.near(path)? {
+                Some(near) => format!(
+                    "{} is not in the build context; did you mean {}?",
+                    quoted(source),
+                    quoted(&near.to_string())
+                ),
+                None => format!("{} is not in the build context", quoted(source)),
+            },
         }))
     }
 }
+
+impl Source<'_> {
+    /// What is there by nearly the name of something that is not, in the last folder on its way that is there.
+    fn near(&self, path: &TreePath) -> Result<Option<TreePath>, StepError> {
+        let mut at = TreePath::root();
+        for component in path.components() {
+            let Some(next) = at.join(component) else { return Ok(None) };
+            if self.entry(&next)?.is_some_and(|e| e.kind == TreeKind::Directory) {
+                at = next;
+                continue;
+            }
+            if self.entry(&at)?.is_none_or(|e| e.kind != TreeKind::Directory) {
+                return Ok(None);
+            }
+            let mut names = Vec::new();
+            for entry in self.tree.list(&at)?.into_iter().take(MAX_NEAR) {
+                let there = at.join(&entry.name).is_some_and(|p| self.visible(&p, &entry));
+                names.extend(String::from_utf8(entry.name).ok().filter(|_| there));
+            }
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let near = keelway_dockerfile::nearest(&String::from_utf8_lossy(component), &names);
+            return Ok(near.and_then(|n| at.join(n.as_bytes())));
+        }
+        Ok(None)
+    }
+}
+
+/// Entries of a folder among which a near name is looked for.
+const MAX_NEAR: usize = 1_000;
 
 /// Text of somebody else in a message: not endless.
 fn shown(text: &str) -> String {

@@ -51,11 +51,12 @@ impl LogStore {
         let store = self.clone();
         NodeLogs { store, run: run.clone(), attempt, open: HashMap::new(), rooted: false }
     }
-    /// The greatest number of a recorded piece of output; 0 where there is none.
-    pub fn last_seq(&self, run: &RunId, attempt: Attempt) -> Result<u64, LedgerError> {
-        let mut last = 0;
+    /// The greatest number of a recorded piece of output, 0 where there is none, and when that was.
+    pub fn last(&self, run: &RunId, attempt: Attempt) -> Result<(u64, Timestamp), LedgerError> {
+        let mut last = (0, Timestamp(0));
         for line in self.lines(run, attempt, None)? {
-            last = last.max(line?.seq);
+            let line = line?;
+            last = last.max((line.seq, line.at));
         }
         Ok(last)
     }

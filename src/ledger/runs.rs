@@ -131,7 +131,7 @@ impl AttemptHandle {
     fn end(&self, outcome: Outcome, interrupted: bool) -> Result<(), LedgerError> {
         let ledger = &self.ledger;
         // Read before the transaction, which keeps others waiting: the attempt is ours, so nobody else adds to it.
-        let logged = ledger.log_store().last_seq(&self.run, self.attempt)?;
+        let (logged, _) = ledger.log_store().last(&self.run, self.attempt)?;
         ledger.write("end an attempt", |tx| {
             let state: String =
                 tx.query_row("SELECT state FROM attempts WHERE token = ?1", [self.sql_token()], |r| {
@@ -251,12 +251,13 @@ impl Ledger {
             let attempt = Attempt(n);
             let process = pid.map_or_else(|| "its process".to_owned(), |p| format!("process {p}"));
             let text = format!("attempt {attempt} was interrupted: {process} ended without finishing it");
-            let logged = self.log_store().last_seq(run, attempt)?;
+            let (logged, spoke) = self.log_store().last(run, attempt)?;
             self.write("mark an interrupted run", |tx| {
+                let heard = last_heard(tx, token)?.map_or(spoke, |at| at.max(spoke));
                 append(tx, token, logged, self.now(), EventKind::Notice { text })?;
                 tx.execute(
-                    "UPDATE attempts SET state = 'interrupted', finished = ?2 WHERE token = ?1",
-                    params![token, self.now().0],
+                    "UPDATE attempts SET state = 'interrupted', finished = max(started, ?2) WHERE token = ?1",
+                    params![token, heard.0],
                 )?;
                 Ok(())
             })?;
@@ -264,6 +265,13 @@ impl Ledger {
         }
         Ok(found)
     }
+}
+
+/// When the last event of an attempt was recorded in the database: it lasted at least so long.
+fn last_heard(tx: &Transaction<'_>, token: i64) -> Result<Option<Timestamp>, Refusal> {
+    let query = "SELECT json FROM events WHERE token = ?1 ORDER BY seq DESC LIMIT 1";
+    let json: Option<String> = tx.query_row(query, [token], |r| r.get(0)).optional()?;
+    Ok(json.and_then(|j| serde_json::from_str::<RunEvent>(&j).ok()).map(|e| e.at))
 }
 
 /// Appends an event that comes after all that was recorded, in the database or (`logged`) in log files.

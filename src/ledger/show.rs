@@ -317,7 +317,7 @@ fn nodes_of(events: Vec<RunEvent>) -> (Vec<NodeRecord>, Vec<(Vec<NodeId>, String
             nodes.push(NodeRecord { path, name, kind, state: NodeState::Pending, miss: None, result: None });
             continue;
         }
-        if let EventKind::Notice { text } = kind {
+        if let EventKind::Notice { text } | EventKind::News { text } = kind {
             notices.push((path, text));
             continue;
         }

@@ -81,8 +81,13 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         total: Option<u64>,
     },
-    /// Something a person should know.
+    /// Something a person should know, because it may not be as they expect.
     Notice {
+        /// One line.
+        text: String,
+    },
+    /// Something that went as it should and is worth a line.
+    News {
         /// One line.
         text: String,
     },
@@ -178,9 +183,7 @@ impl fmt::Display for SkipReason {
             Self::When { text } => f.write_str(text),
             Self::Needs { name } => write!(f, "{name} did not succeed"),
             Self::NotSelected => f.write_str("not asked for"),
-            Self::DirtyTree => {
-                f.write_str("the tree has uncommitted changes, and a dirty tree is never pushed or deployed")
-            }
+            Self::DirtyTree => f.write_str("a tree as it lies there (--dirty) is never pushed or deployed"),
         }
     }
 }

@@ -2,7 +2,10 @@
 
 macro_rules! codes {
     ($($name:ident = $code:literal, $text:literal;)*) => {
-        $(pub(crate) const $name: &str = $code;)*
+        $(
+            #[doc = $text]
+            pub const $name: &str = $code;
+        )*
         /// Every code with what it means and how to mend it.
         pub const CODES: &[(&str, &str)] = &[$(($code, $text)),*];
     };

@@ -117,6 +117,8 @@ pub struct Build {
     pub file: String,
     /// Dockerfile stage to build; the last where none is written.
     pub target: Option<String>,
+    /// Where that stands.
+    pub target_span: Option<Span>,
     /// Build arguments.
     pub args: BTreeMap<String, String>,
     /// Bounds of each RUN.

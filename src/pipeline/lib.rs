@@ -18,7 +18,7 @@ pub mod trigger;
 mod walk;
 pub mod yaml;
 
-pub use codes::{CODES, explain};
+pub use codes::{CODES, UNREADABLE, explain};
 pub use definition::{Definition, Kind, On, RegistryRule, Stage, StageImage};
 pub use planner::plan;
 pub use render::render;

@@ -302,9 +302,18 @@ fn build(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry) -> Option<Build> {
     let context = f.value("context").map_or(Some(".".into()), |n| path(w, n, "`context`"));
     let file = f.value("file").map_or(Some("Dockerfile".into()), |n| path(w, n, "`file`"));
     let target = f.value("target").map_or(Some(None), |n| w.word(n, "`target`").map(|t| Some(t.to_owned())));
+    let target_span = f.value("target").map(|n| n.span);
     let args = f.value("args").map_or(Some(Vec::new()), |n| w.env(n, "`args`"));
     let args: BTreeMap<String, String> = args?.into_iter().collect();
-    Some(Build { context: context?, file: file?, target: target?, args, limits: limits?, network: network? })
+    Some(Build {
+        context: context?,
+        file: file?,
+        target: target?,
+        target_span,
+        args,
+        limits: limits?,
+        network: network?,
+    })
 }
 
 fn steps(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry, draft: &mut Draft) -> Option<Steps> {

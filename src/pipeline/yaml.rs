@@ -163,6 +163,10 @@ pub fn parse(source: &SourceText, found: &mut Diagnostics) -> Option<Node> {
                 if source.text.get(..at).and_then(|t| t.lines().next_back()).is_some_and(|l| l.contains('\t'))
                 {
                     d = d.hint("YAML is indented with spaces, not with tabs");
+                } else if code == codes::SYNTAX
+                    && let Some(hint) = structure_hint(&source.text, at)
+                {
+                    d = d.hint(hint);
                 }
                 builder.found.push(d);
                 return None;
@@ -461,4 +465,43 @@ fn read_key(node: Node, seen: &mut HashMap<String, Span>, merges: &[Node]) -> (K
 /// Nodes, bytes and depth of children.
 fn weigh<'a>(children: impl Iterator<Item = &'a Node>) -> (usize, usize, usize) {
     children.fold((0, 0, 0), |(n, t, d), c| (n + c.nodes, t + c.text, d.max(c.depth)))
+}
+/// What is probably wrong with the structure before the place where the parser gave up: a bracket that is still open, or
+/// a line that is indented like none above it. Quotes and comments are passed over as plainly as a person would.
+fn structure_hint(text: &str, at: usize) -> Option<String> {
+    let before = text.get(..at).unwrap_or(text);
+    let mut open: Vec<(char, usize)> = Vec::new();
+    for (number, line) in before.lines().enumerate() {
+        let (mut quote, mut last) = (None, ' ');
+        for c in line.chars() {
+            match (quote, c) {
+                (Some(q), c) if c == q => quote = None,
+                (Some(_), _) => {}
+                (None, '#') if last.is_whitespace() => break,
+                (None, '"' | '\'') if !last.is_alphanumeric() => quote = Some(c),
+                (None, '[' | '{') => open.push((c, number + 1)),
+                (None, ']' | '}') => _ = open.pop(),
+                (None, _) => {}
+            }
+            last = c;
+        }
+    }
+    if let Some((bracket, line)) = open.last() {
+        let missing = if *bracket == '[' { ']' } else { '}' };
+        return Some(format!("the {bracket} of line {line} is still open: is its {missing} missing?"));
+    }
+    let number = before.matches('\n').count();
+    let lines: Vec<&str> = text.lines().collect();
+    let indent = |l: &str| l.len() - l.trim_start_matches(' ').len();
+    let here = indent(lines.get(number)?);
+    let said = |l: &&&str| !l.trim().is_empty() && !l.trim_start().starts_with('#');
+    let (above, other) = lines[..number].iter().enumerate().rev().find(|(_, l)| said(l))?;
+    let fits = lines[..number].iter().filter(said).any(|l| indent(l) == here);
+    (!fits || indent(other) < here).then(|| {
+        format!(
+            "the indentation of this line ({here} spaces) does not match that of line {} ({} spaces)",
+            above + 1,
+            indent(other)
+        )
+    })
 }

@@ -3,6 +3,7 @@
 use crate::auth::way_of;
 use crate::client::api_host;
 use crate::error::{Doing, Problem, RegistryError, cleaned};
+use crate::progress::Wait;
 use crate::{Client, auth::Way};
 use keelway_http::{HttpError, Request, Response, StatusCode, Url, header};
 use keelway_model::Repository;
@@ -134,7 +135,7 @@ impl<'a> Session<'a> {
         name: &'static str,
         make: impl Fn() -> Result<Request, Problem>,
     ) -> Result<Response, Problem> {
-        self.client.retrying(name, || self.send(&make)).await
+        self.client.retrying(self.repository.registry(), name, || self.send(&make)).await
     }
 
     /// The reason behind an answer that is none of those expected.
@@ -177,6 +178,7 @@ impl Client {
     /// Repeats `send` while it fails in a way that may pass, within the settings' bounds.
     pub(crate) async fn retrying<F>(
         &self,
+        registry: &str,
         name: &'static str,
         send: impl Fn() -> F,
     ) -> Result<Response, Problem>
@@ -186,7 +188,7 @@ impl Client {
         let attempts = self.inner.settings.retries.attempts.max(1);
         let mut attempt = 1;
         loop {
-            let result = send().await;
+            let result = self.watched(registry, attempt, attempts, send()).await;
             let mut after = None;
             match result {
                 Ok(response) if is_transient(response.status()) => {
@@ -208,6 +210,25 @@ impl Client {
             self.wait_before_retry(attempt, after).await;
             attempt += 1;
         }
+    }
+
+    /// `work`, told of when it takes long.
+    async fn watched<T>(
+        &self,
+        registry: &str,
+        attempt: u32,
+        attempts: u32,
+        work: impl Future<Output = T>,
+    ) -> T {
+        tokio::pin!(work);
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(self.inner.settings.told_after), if self.waits.is_some() => {}
+        }
+        if let Some(waits) = &self.waits {
+            waits(Wait { registry: registry.to_owned(), attempt, attempts });
+        }
+        work.await
     }
 
     /// Waits before try number `attempt + 1`.

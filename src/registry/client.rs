@@ -2,6 +2,7 @@
 
 use crate::auth::TokenCache;
 use crate::docker_config::Credentials;
+use crate::progress::WaitFn;
 use keelway_http::{Pem, SettingsError, is_loopback};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,6 +48,8 @@ pub struct RegistrySettings {
     pub hosts: BTreeMap<String, HostSettings>,
     /// Retries.
     pub retries: Retries,
+    /// After how long without an answer a request is told of: see [`Client::telling`].
+    pub told_after: Duration,
     /// Blobs that are transferred at one time in one pull or push.
     pub parallel: usize,
 }
@@ -57,6 +60,7 @@ impl Default for RegistrySettings {
             credentials: Credentials::default(),
             hosts: BTreeMap::new(),
             retries: Retries::default(),
+            told_after: Duration::from_secs(3),
             parallel: 3,
         }
     }
@@ -66,6 +70,7 @@ impl Default for RegistrySettings {
 #[derive(Clone)]
 pub struct Client {
     pub(crate) inner: Arc<Inner>,
+    pub(crate) waits: Option<WaitFn>,
 }
 
 pub(crate) struct Inner {
@@ -90,7 +95,13 @@ impl Client {
             .map(|(host, s)| (api_host(host).to_owned(), s.roots.clone()))
             .collect();
         let http = if roots.is_empty() { http.clone() } else { http.with_host_roots(roots)? };
-        Ok(Self { inner: Arc::new(Inner { http, settings, tokens: TokenCache::default() }) })
+        Ok(Self { inner: Arc::new(Inner { http, settings, tokens: TokenCache::default() }), waits: None })
+    }
+
+    /// The same client, which tells `waits` of every request that is not answered within some seconds.
+    #[must_use]
+    pub fn telling(&self, waits: WaitFn) -> Self {
+        Self { inner: Arc::clone(&self.inner), waits: Some(waits) }
     }
 
     /// The scheme to speak with a registry.

@@ -28,7 +28,7 @@ pub use client::{Client, HostSettings, RegistrySettings, Retries};
 pub use docker_config::{ConfigError, Credentials};
 pub use error::{Doing, Problem, RegistryError};
 pub use helper::HelperError;
-pub use progress::{Progress, ProgressFn, Stage, silent};
+pub use progress::{Progress, ProgressFn, Stage, Wait, WaitFn, silent};
 pub use pull::Resolved;
 
 #[cfg(test)]

@@ -32,6 +32,26 @@ pub struct Progress {
 /// Takes reports; called often, from async tasks, so it must return at once.
 pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
 
+/// A registry does not answer yet: `waiting for 127.0.0.1:5000 (try 2 of 4)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    /// As references name it.
+    pub registry: String,
+    /// Which try of the request, from 1.
+    pub attempt: u32,
+    /// How many there will be.
+    pub attempts: u32,
+}
+
+impl std::fmt::Display for Wait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "waiting for {} (try {} of {})", self.registry, self.attempt, self.attempts)
+    }
+}
+
+/// Hears of waits; called from async tasks, so it must return at once.
+pub type WaitFn = Arc<dyn Fn(Wait) + Send + Sync>;
+
 /// Takes reports and forgets them.
 pub fn silent() -> ProgressFn {
     Arc::new(|_| {})

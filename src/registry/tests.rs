@@ -159,7 +159,11 @@ fn client_with(credentials: Credentials, hosts: BTreeMap<String, HostSettings>) 
         first_wait: Duration::from_millis(5),
         longest_wait: Duration::from_millis(20),
     };
-    Client::new(&http(), RegistrySettings { credentials, hosts, retries, parallel: 3 }).unwrap()
+    Client::new(
+        &http(),
+        RegistrySettings { credentials, hosts, retries, told_after: Duration::from_millis(30), parallel: 3 },
+    )
+    .unwrap()
 }
 
 fn client() -> Client {

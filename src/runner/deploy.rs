@@ -121,8 +121,8 @@ fn stopper(cancel: &CancelToken) -> watch::Receiver<bool> {
 }
 
 /// What a deploy that did not succeed says: summary, reasons, the last words of the replica.
-fn failure(node: &str, end: &DeployEnd) -> Failure {
-    let mut message = format!("{node}: {}", end.summary);
+fn failure(end: &DeployEnd) -> Failure {
+    let mut message = end.summary.clone();
     for reason in &end.reasons {
         message.push_str("\n  ");
         message.push_str(reason);
@@ -178,11 +178,11 @@ pub(crate) async fn run(
         ctx.notice(format!("{} requests were cut when the drain deadline passed", end.cut)).await;
     }
     if end.exit == ExitCode::Done {
-        ctx.notice(end.summary).await;
+        ctx.news(end.summary).await;
         let result = format!("{} {} on {}", op.app, image.digest(), op.target_name);
         return Ok(Performed::Output(Output::Nothing, Some(result)));
     }
-    Err(failure(&node.name, &end))
+    Err(failure(&end))
 }
 
 /// A deploy target of a pipeline file, with what runs on it.
@@ -265,5 +265,6 @@ impl Place {
 
 /// A deploy's end as a failure with everything it has to say.
 pub fn end_as_failure(what: &str, end: &DeployEnd) -> Failure {
-    failure(what, end)
+    let Failure { exit, message } = failure(end);
+    Failure::new(exit, format!("{what}: {message}"))
 }

@@ -210,26 +210,27 @@ fn may_go_on(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|e| e.error_len().is_none())
 }
 
-/// The failure of a process that did not end well, `what` in front. What it wrote is still there: where it filled the disk
+/// The failure of a process that did not end well, `what` in front where the node's name does not say it. What it wrote is still there: where it filled the disk
 /// of the store, that is said.
-pub(crate) fn unsuccessful(what: &str, exit: &Exit, store: &Path) -> Failure {
+pub(crate) fn unsuccessful(what: Option<&str>, exit: &Exit, store: &Path) -> Failure {
     let failure = ended_badly(what, exit);
     if room::is_full(store) { room::advise(failure, store) } else { failure }
 }
 
-fn ended_badly(what: &str, exit: &Exit) -> Failure {
+fn ended_badly(what: Option<&str>, exit: &Exit) -> Failure {
+    let what = what.map(|w| format!("{w}: ")).unwrap_or_default();
     let limit = if exit.usage.pids_refused > 0 {
         "; its limit of processes was reached: raise `limits.pids`"
     } else {
         ""
     };
     Failure::failed(match exit.kind {
-        ExitKind::Code(127) => format!("{what}: exit code 127 (a command was not found in the image){limit}"),
-        ExitKind::Code(126) => format!("{what}: exit code 126 (a command could not be executed){limit}"),
-        ExitKind::Code(code) => format!("{what}: exit code {code}{limit}"),
-        ExitKind::Signal(signal) => format!("{what}: ended by signal {signal}{limit}"),
-        ExitKind::OutOfMemory => format!("{what}: out of memory; raise `limits.memory` or make it use less"),
-        ExitKind::InitKilled => format!("{what}: its sandbox was killed from outside"),
+        ExitKind::Code(127) => format!("{what}exit code 127 (a command was not found in the image){limit}"),
+        ExitKind::Code(126) => format!("{what}exit code 126 (a command could not be executed){limit}"),
+        ExitKind::Code(code) => format!("{what}exit code {code}{limit}"),
+        ExitKind::Signal(signal) => format!("{what}ended by signal {signal}{limit}"),
+        ExitKind::OutOfMemory => format!("{what}out of memory; raise `limits.memory` or make it use less"),
+        ExitKind::InitKilled => format!("{what}its sandbox was killed from outside"),
     })
 }
 

@@ -4,10 +4,11 @@ use crate::settings::Settings;
 use crate::subtree::Subtree;
 use keelway_dockerfile::{Ignore, ignore_file_candidates};
 use keelway_engine::Failure;
-use keelway_image::{Bases, Build, BuildOptions, PinnedBase};
+use keelway_image::{Asked, Bases, Build, BuildOptions, PinnedBase};
 use keelway_model::oci::{Descriptor, ImageConfig, Manifest};
 use keelway_model::plan::BuildOp;
 use keelway_model::{Diagnostics, ExitCode, ImageRef, Op, Plan, SourceText, Tree, TreeError, TreePath};
+use keelway_pipeline::{Definition, Kind};
 use keelway_store::Store;
 use std::io::Read;
 use std::sync::Arc;
@@ -104,7 +105,12 @@ pub fn open_text(
     op: &BuildOp,
     settings: &Settings,
 ) -> Result<Opened, OpenError> {
-    let parsed = keelway_dockerfile::parse(&dockerfile).map_err(OpenError::Definition)?;
+    let parsed = match keelway_dockerfile::parse_all(&dockerfile) {
+        (parsed, found) if found.has_errors() => {
+            return Err(OpenError::Definition(keelway_image::refused(&parsed, found, &settings.allow)));
+        }
+        (parsed, _) => parsed,
+    };
     let mut ignore = Ignore::default();
     for candidate in ignore_file_candidates(&op.file) {
         if let Some(text) = read_text(&*context, &inside(&candidate, "the ignore file")?, "ignore file")? {
@@ -126,13 +132,57 @@ pub fn open_text(
 }
 
 /// Every problem of the Dockerfiles that a plan's builds name; blocking.
-pub fn check(plan: &Plan, source: &Arc<dyn Tree>, settings: &Settings) -> Result<Diagnostics, Failure> {
+pub fn check(
+    definition: &Definition,
+    plan: &Plan,
+    source: &Arc<dyn Tree>,
+    settings: &Settings,
+) -> Result<Diagnostics, Failure> {
+    checked(definition, plan, source, settings, false)
+}
+
+/// The same, and whether what they copy is in their contexts.
+pub fn check_all(
+    definition: &Definition,
+    plan: &Plan,
+    source: &Arc<dyn Tree>,
+    settings: &Settings,
+) -> Result<Diagnostics, Failure> {
+    checked(definition, plan, source, settings, true)
+}
+
+fn checked(
+    definition: &Definition,
+    plan: &Plan,
+    source: &Arc<dyn Tree>,
+    settings: &Settings,
+    files: bool,
+) -> Result<Diagnostics, Failure> {
     let mut all = Diagnostics::default();
     for node in plan.nodes.iter().filter(|n| n.skip.is_none()) {
         let Op::Build(op) = &node.op else { continue };
         match open(source, op, settings) {
-            Ok(opened) => all.merge(opened.build.warnings().clone()),
-            Err(OpenError::Definition(d)) => all.merge(d),
+            Ok(opened) => {
+                all.merge(opened.build.warnings().clone());
+                if files {
+                    all.merge(opened.build.missing_sources(&*opened.context, &opened.ignore));
+                }
+            }
+            Err(OpenError::Definition(mut d)) => {
+                // The name of a target stands in the pipeline file, and there it is to be mended.
+                let wanted = definition.stage(&node.name).and_then(|s| match &s.kind {
+                    Kind::Build(build) => build.target_span,
+                    _ => None,
+                });
+                for item in d.items.iter_mut().filter(|i| i.code == "D0202") {
+                    if let Some(span) = wanted {
+                        item.file.clone_from(&definition.source.name);
+                        item.span = span;
+                    }
+                }
+                d.sources.push(definition.source.clone());
+                all.merge(d);
+            }
             Err(OpenError::Failed(f)) => {
                 return Err(Failure::new(f.exit, format!("stage {}: {}", node.name, f.message)));
             }
@@ -163,11 +213,30 @@ pub(crate) async fn lower<F: Future<Output = Result<PinnedBase, Failure>>>(
             return opened.build.lower(&pinned).map_err(definition);
         }
         for name in missing {
-            let base = pin(name.clone()).await?;
+            let place = opened.build.place_of(&name);
+            let base = pin(name.clone()).await.map_err(|e| unknown_image(&e, &name, place))?;
             pinned.insert(name, base);
         }
     }
     Err(Failure::new(ExitCode::Usage, "the ONBUILD triggers of the base images ask for ever more images"))
+}
+
+/// Why an image could not be had, with where it is asked for and what else may bring it here.
+pub(crate) fn unknown_image(e: &Failure, name: &ImageRef, place: Option<Asked>) -> Failure {
+    if e.exit != ExitCode::Outside {
+        return e.clone();
+    }
+    let at = place.as_ref().map(|p| format!("{}: {}: ", p.place, p.text)).unwrap_or_default();
+    let near = place.and_then(|p| p.near);
+    let meant = near.map(|n| format!("; did you mean the stage {n:?}?")).unwrap_or_default();
+    Failure::new(
+        e.exit,
+        format!(
+            "{at}{}{meant}; {name} is not in this machine's store either: `keelway image load DIR {name}` takes it \
+             from an OCI layout, `keelway image pull {name}` from its registry",
+            e.message
+        ),
+    )
 }
 
 /// Manifest and config of an image of the store; blocking, small.

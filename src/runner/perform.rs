@@ -115,14 +115,14 @@ fn locked<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A step's failure as a failure of the run.
-fn step_failure(name: &str, e: &StepError) -> Failure {
+/// A step's failure as a failure of the run. Who hears of it knows the step's name.
+fn step_failure(e: &StepError) -> Failure {
     let exit = match e.blame() {
         Blame::Build => ExitCode::Failed,
         Blame::Machine => ExitCode::Outside,
         Blame::Bug => ExitCode::Bug,
     };
-    Failure::new(exit, format!("{name}: {e}"))
+    Failure::new(exit, e.to_string())
 }
 
 /// The chain that a step stands on.
@@ -190,7 +190,9 @@ impl Performer {
         .await?;
         let pin = |name: ImageRef| {
             let ctx = &ctx;
-            async move { self.pins.pin(ctx, self.store(), &self.registry, &name, &op.platform).await }
+            async move {
+                self.pins.pin(ctx, self.store(), &telling(&self.registry, ctx), &name, &op.platform).await
+            }
         };
         let plan = lower::lower(&opened, pin).await?;
         if plan.nodes.iter().any(|n| matches!(&n.op, Op::Exec(e) if e.network == Network::Host)) {
@@ -207,8 +209,7 @@ impl Performer {
             self.layers_of(ctx, name, manifest).await?;
         }
         let (store, op) = (self.store().clone(), op.clone());
-        let name = op.reference.as_ref().map_or_else(|| "scratch".to_owned(), ToString::to_string);
-        blocking(move || keelway_image::base::unpack(&store, &op).map_err(|e| step_failure(&name, &e))).await
+        blocking(move || keelway_image::base::unpack(&store, &op).map_err(|e| step_failure(&e))).await
     }
 
     /// Makes sure that the layers of an image whose manifest is in the store are there too, and remembers its name.
@@ -226,7 +227,7 @@ impl Performer {
             })
             .await?
         };
-        self.registry
+        telling(&self.registry, ctx)
             .fetch_layers(store, &name.repository, &document, &config, progress(ctx))
             .await
             .map_err(|e| Failure::outside(e.to_string()))?;
@@ -248,21 +249,29 @@ impl Performer {
         ctx: &Ctx,
         name: &ImageRef,
     ) -> Result<(Chain, ImageConfig), Failure> {
-        let pinned = self.pins.pin(ctx, self.store(), &self.registry, name, &Platform::host()).await?;
-        let (manifest, config) = (Some(pinned.descriptor), Box::new(pinned.config));
-        let op = BaseOp { reference: Some(name.clone()), manifest, config };
-        Ok((self.base(ctx, &op).await?, *op.config))
+        let found = async {
+            let registry = telling(&self.registry, ctx);
+            let pinned = self.pins.pin(ctx, self.store(), &registry, name, &Platform::host()).await;
+            let pinned = pinned.map_err(|e| lower::unknown_image(&e, name, None))?;
+            let (manifest, config) = (Some(pinned.descriptor), Box::new(pinned.config));
+            let op = BaseOp { reference: Some(name.clone()), manifest, config };
+            Ok((self.base(ctx, &op).await?, *op.config))
+        };
+        tokio::select! {
+            found = found => found,
+            _ = ctx.cancel.cancelled() => Err(cancelled()),
+        }
     }
 
     async fn exec(&self, ctx: &Ctx, node: &Node, op: &ExecOp, inputs: &[Output]) -> Result<Chain, Failure> {
         let below = chain_of(inputs.first())?.clone();
         let (store, user) = (self.store().clone(), op.user.clone());
-        let (snapshots, name) = (below.snapshots.clone(), node.name.clone());
+        let snapshots = below.snapshots.clone();
         let (upper, user) = blocking(move || {
-            let view = store.view(&snapshots).map_err(|e| Failure::outside(format!("{name}: {e}")))?;
-            let user = keelway_image::user::resolve(&view, &user)
-                .map_err(|e| Failure::failed(format!("{name}: {e}")))?;
-            let upper = store.begin().map_err(|e| Failure::outside(format!("{name}: {e}")))?;
+            let view = store.view(&snapshots).map_err(|e| Failure::outside(e.to_string()))?;
+            let user =
+                keelway_image::user::resolve(&view, &user).map_err(|e| Failure::failed(e.to_string()))?;
+            let upper = store.begin().map_err(|e| Failure::outside(e.to_string()))?;
             Ok((upper, user))
         })
         .await?;
@@ -287,7 +296,7 @@ impl Performer {
         };
         let exit = exec::run(&self.workspace, ctx, job).await?;
         if !exit.success() {
-            return Err(exec::unsuccessful(&node.name, &exit, self.store().path()));
+            return Err(exec::unsuccessful(None, &exit, self.store().path()));
         }
         self.seal(ctx, node, below, upper).await
     }
@@ -302,9 +311,8 @@ impl Performer {
     ) -> Result<Chain, Failure> {
         let key =
             locked(&self.keys).remove(&ctx.path).ok_or_else(|| Failure::bug("a build step without a key"))?;
-        let name = node.name.clone();
         let chain =
-            blocking(move || keelway_image::extend(&below, upper, &key).map_err(|e| step_failure(&name, &e)))
+            blocking(move || keelway_image::extend(&below, upper, &key).map_err(|e| step_failure(&e)))
                 .await?;
         if self.build_of(ctx)?.layers.contains(&node.id) {
             self.begin_layer(&chain);
@@ -337,31 +345,38 @@ impl Performer {
         });
     }
 
-    async fn assemble(&self, node: &Node, op: &AssembleOp, inputs: &[Output]) -> Result<Performed, Failure> {
+    async fn assemble(&self, op: &AssembleOp, inputs: &[Output]) -> Result<Performed, Failure> {
         let chain = chain_of(inputs.first())?.clone();
         for snapshot in &chain.snapshots {
             let begun = locked(&self.layers).remove(snapshot);
             if let Some(begun) = begun {
                 match begun.await {
-                    Ok(layer) => drop(layer.map_err(|e| step_failure(&node.name, &e))?),
+                    Ok(layer) => drop(layer.map_err(|e| step_failure(&e))?),
                     Err(e) => {
-                        return Err(Failure::bug(format!(
-                            "{}: the thread that wrote a layer failed: {e}",
-                            node.name
-                        )));
+                        return Err(Failure::bug(format!("the thread that wrote a layer failed: {e}")));
                     }
                 }
             }
         }
-        let (store, op, created, name) =
-            (self.store().clone(), op.clone(), self.subject.created, node.name.clone());
+        let (store, op, created) = (self.store().clone(), op.clone(), self.subject.created);
         let image = blocking(move || {
-            keelway_image::assemble(&store, &op, &chain, created).map_err(|e| step_failure(&name, &e))
+            keelway_image::assemble(&store, &op, &chain, created).map_err(|e| step_failure(&e))
         })
         .await?;
         let result = image.manifest.digest.to_string();
         Ok(Performed::Output(Output::Image(image), Some(result)))
     }
+}
+
+/// For what was given up; the engine says the rest.
+fn cancelled() -> Failure {
+    Failure::new(ExitCode::Cancelled, "cancelled")
+}
+
+/// The registry client that says for what a node waits.
+pub(crate) fn telling(registry: &keelway_registry::Client, ctx: &Ctx) -> keelway_registry::Client {
+    let ctx = ctx.clone();
+    registry.telling(Arc::new(move |wait| ctx.try_news(wait.to_string())))
 }
 
 /// Transfers as progress of a node.
@@ -381,10 +396,10 @@ impl Perform for Performer {
             return Ok(None);
         }
         let (open, store) = (self.build_of(ctx)?, self.store().clone());
-        let (op, inputs, name) = (node.op.clone(), inputs.to_vec(), node.name.clone());
+        let (op, inputs) = (node.op.clone(), inputs.to_vec());
         let key = blocking(move || {
             let cx = KeyContext { store: &store, context: &*open.context, ignore: &open.ignore };
-            keelway_image::key(&op, &inputs, &cx).map_err(|e| step_failure(&name, &e))
+            keelway_image::key(&op, &inputs, &cx).map_err(|e| step_failure(&e))
         })
         .await?;
         if let Some(key) = &key {
@@ -394,7 +409,13 @@ impl Perform for Performer {
     }
 
     async fn perform(&self, ctx: Ctx, node: &Node, inputs: Vec<Output>) -> Result<Performed, Failure> {
-        let done = self.perform_op(ctx, node, inputs).await;
+        let cancel = ctx.cancel.clone();
+        // What only waits for the world is over when it is no longer wanted; processes and hosts are ended in order.
+        let waits = matches!(node.op, Op::Build(_) | Op::Base(_) | Op::Push(_));
+        let done = tokio::select! {
+            done = self.perform_op(ctx, node, inputs) => done,
+            _ = cancel.cancelled(), if waits => Err(cancelled()),
+        };
         // What a registry or a host says of its disk is not about ours.
         let ours = !matches!(node.op, Op::Push(_) | Op::Deploy(_));
         done.map_err(|f| {
@@ -413,24 +434,24 @@ impl Performer {
             Op::Copy(op) => {
                 let below = chain_of(inputs.first())?.clone();
                 let (open, store) = (self.build_of(&ctx)?, self.store().clone());
-                let (op, name) = (op.clone(), node.name.clone());
+                let op = op.clone();
                 let upper = blocking(move || {
                     let cx = KeyContext { store: &store, context: &*open.context, ignore: &open.ignore };
-                    keelway_image::copy::run(&op, &inputs, &cx).map_err(|e| step_failure(&name, &e))
+                    keelway_image::copy::run(&op, &inputs, &cx).map_err(|e| step_failure(&e))
                 })
                 .await?;
                 self.seal(&ctx, node, below, upper).await.map(chain)
             }
             Op::Mkdir(op) => {
                 let below = chain_of(inputs.first())?.clone();
-                let (op, store, name) = (op.clone(), self.store().clone(), node.name.clone());
+                let (op, store) = (op.clone(), self.store().clone());
                 let upper = blocking(move || {
-                    keelway_image::mkdir::run(&op, &inputs, &store).map_err(|e| step_failure(&name, &e))
+                    keelway_image::mkdir::run(&op, &inputs, &store).map_err(|e| step_failure(&e))
                 })
                 .await?;
                 self.seal(&ctx, node, below, upper).await.map(chain)
             }
-            Op::Assemble(op) => self.assemble(node, op, &inputs).await,
+            Op::Assemble(op) => self.assemble(op, &inputs).await,
             Op::Steps(op) => steps::run(self, &ctx, op, &inputs).await,
             Op::Push(op) => push::run(self, &ctx, node, op, &inputs).await,
             Op::Deploy(op) => deploy::run(self, &ctx, node, op, &inputs).await,

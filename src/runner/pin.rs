@@ -56,7 +56,7 @@ async fn ask(
         // A digest never means anything else.
         Some((base, _)) if name.digest.is_some() => Ok(base),
         Some((base, Origin::Local)) => {
-            ctx.notice(from_store(&base) + ")").await;
+            ctx.news(from_store(&base) + ")").await;
             Ok(base)
         }
         Some((base, Origin::Registry)) => {
@@ -65,7 +65,7 @@ async fn ask(
                 Ok(Ok(found)) => {
                     let (old, new) = (base.descriptor.digest, found.descriptor.digest);
                     if old != new {
-                        ctx.notice(format!("{name} has moved from {old} to {new}")).await;
+                        ctx.news(format!("{name} has moved from {old} to {new}")).await;
                     }
                     return Ok(PinnedBase { descriptor: found.descriptor, config: found.config });
                 }

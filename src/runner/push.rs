@@ -1,6 +1,6 @@
 //! `Op::Push`: the image of this run under its tags.
 
-use crate::perform::{Performer, progress};
+use crate::perform::{Performer, progress, telling};
 use keelway_engine::{Ctx, Failure, Performed};
 use keelway_model::plan::{PushOp, TagRule};
 use keelway_model::{Node, Output, Tag};
@@ -37,13 +37,12 @@ pub(crate) async fn run(
     };
     let subject = &performer.subject;
     let tags = tags(op, subject.commit.as_ref().map(|c| c.as_str()), subject.branch.as_deref())?;
-    let pushed = performer
-        .registry
+    let pushed = telling(&performer.registry, ctx)
         .push(performer.store(), &image.manifest, &op.to, &tags, progress(ctx))
         .await
         .map_err(|e| Failure::outside(e.to_string()))?;
     for tag in &tags {
-        ctx.notice(format!("{}:{tag}@{}", op.to, pushed.digest())).await;
+        ctx.news(format!("{}:{tag}@{}", op.to, pushed.digest())).await;
     }
     let result = pushed.to_string();
     Ok(Performed::Output(Output::Pushed(pushed), Some(result)))

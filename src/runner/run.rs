@@ -38,7 +38,7 @@ pub async fn prepare(
 ) -> Result<Prepared, RunnerError> {
     let settings = settings.clone();
     let task = move || -> Result<Prepared, RunnerError> {
-        let definition = keelway_pipeline::load(&*pinned.subject.tree, keelway_pipeline::FILE_NAME)?;
+        let definition = load(&pinned)?;
         let trigger = Trigger {
             event,
             branch: pinned.subject.branch.clone(),
@@ -48,11 +48,41 @@ pub async fn prepare(
         keelway_pipeline::triggers(&definition, &trigger).map_err(RunnerError::NotTriggered)?;
         let plan = keelway_pipeline::plan(&definition, &trigger, &selection)?;
         let mut found = definition.warnings.clone();
-        found.merge(lower::check(&plan, &pinned.subject.tree, &settings)?);
+        found.merge(lower::check(&definition, &plan, &pinned.subject.tree, &settings)?);
         if found.has_errors() {
             return Err(RunnerError::Definition(found));
         }
         Ok(Prepared { plan, definition, pinned, warnings: found, event })
+    };
+    tokio::task::spawn_blocking(task)
+        .await
+        .map_err(|e| Failure::bug(format!("a worker of Keelway failed: {e}")))?
+}
+
+/// The definition of a pinned source; where there is none, what was searched is said.
+fn load(pinned: &Pinned) -> Result<Definition, Diagnostics> {
+    keelway_pipeline::load(&*pinned.subject.tree, keelway_pipeline::FILE_NAME).map_err(|mut found| {
+        for d in found.items.iter_mut().filter(|d| d.code == keelway_pipeline::UNREADABLE) {
+            d.hints.insert(0, format!("searched: {}", pinned.searched));
+        }
+        found
+    })
+}
+
+/// Every problem of the pipeline file and of the Dockerfiles that its stages name, whether they would run now or not.
+pub async fn lint(settings: &Settings, pinned: Pinned) -> Result<Diagnostics, RunnerError> {
+    let settings = settings.clone();
+    let task = move || -> Result<Diagnostics, RunnerError> {
+        let definition = load(&pinned)?;
+        let Pinned { subject, dirty, .. } = pinned;
+        let trigger = Trigger { event: Event::Manual, branch: subject.branch, commit: subject.commit, dirty };
+        let mut plan = keelway_pipeline::plan(&definition, &trigger, &Selection::default())?;
+        for node in &mut plan.nodes {
+            node.skip = None;
+        }
+        let mut found = definition.warnings.clone();
+        found.merge(lower::check_all(&definition, &plan, &subject.tree, &settings)?);
+        Ok(found)
     };
     tokio::task::spawn_blocking(task)
         .await
@@ -76,10 +106,12 @@ pub(crate) fn new_run(prepared: &Prepared) -> NewRun {
     }
 }
 
-/// Opens the ledger and marks what died.
-pub fn open_ledger(settings: &Settings) -> Result<Ledger, RunnerError> {
+/// Opens the ledger and marks what died; `say` hears of it.
+pub fn open_ledger(settings: &Settings, say: &dyn Fn(&str)) -> Result<Ledger, RunnerError> {
     let ledger = Ledger::open(&settings.ledger, Arc::clone(&settings.clock)).map_err(RunnerError::outside)?;
-    ledger.interrupted().map_err(RunnerError::outside)?;
+    for dead in ledger.interrupted().map_err(RunnerError::outside)? {
+        say(&format!("run {} was interrupted: its process died. What it left is cleaned up", dead.run));
+    }
     Ok(ledger)
 }
 

@@ -41,6 +41,8 @@ pub struct Pinned {
     pub dirty: bool,
     /// Lines that a person should know: `3 files differ from HEAD and are left out`.
     pub remarks: Vec<String>,
+    /// What was looked at, in words: `commit 0123456789ab (HEAD) of /home/me/shop`.
+    pub searched: String,
 }
 
 /// How long a fetch that is no longer wanted may take to tidy up.
@@ -88,36 +90,46 @@ fn checkout(settings: &Settings, at: &std::path::Path, dirty: bool) -> Result<Pi
     let repo =
         checkout.remote.as_ref().map_or_else(|| checkout.root.display().to_string(), ToString::to_string);
     let mut remarks = Vec::new();
+    let branch = checkout.head.as_ref().and_then(|h| h.branch.clone());
     let count = checkout.dirty.len();
     let names: Vec<&str> = checkout.dirty.iter().take(3).map(|d| d.path.as_str()).collect();
     let more = if count > names.len() { ", .." } else { "" };
     let files = if count == 1 { "file differs" } else { "files differ" };
+    let mut searched = format!("the tree as it lies in {}", checkout.root.display());
+    let elsewhere = at.canonicalize().is_ok_and(|here| here != checkout.root)
+        && at.join(keelway_pipeline::FILE_NAME).exists();
+    let elsewhere = if elsewhere {
+        format!("; the one in {} is not read: the file must stand at the repository's root", at.display())
+    } else {
+        String::new()
+    };
     if dirty {
         remarks.push(format!(
-            "the tree as it lies in {} is run; nothing is pushed or deployed",
-            checkout.root.display()
+            "{searched}, uncommitted changes included; such a tree is never pushed or deployed"
         ));
         let tree: Arc<dyn Tree> = Arc::new(checkout.dirty_tree().map_err(|e| outside(&e))?);
-        let subject =
-            Subject { tree, commit: None, branch: checkout.head.branch, created: settings.clock.now() };
-        return Ok(Pinned { subject, repo, dirty: true, remarks });
+        let subject = Subject { tree, commit: None, branch, created: settings.clock.now() };
+        return Ok(Pinned { subject, repo, dirty: true, remarks, searched: searched + &elsewhere });
     }
     if count > 0 {
         remarks.push(format!(
-            "{count} {files} from HEAD and are not in this run ({}{more}); --dirty runs the tree as it is",
+            "{count} {files} from HEAD and {} left out ({}{more}); --dirty takes the tree as it lies there",
+            if count == 1 { "is" } else { "are" },
             names.join(", ")
         ));
     }
-    let tree = checkout.tree().map_err(|e| outside(&e))?;
+    let tree = checkout.tree().map_err(|e| Failure::new(ExitCode::Usage, e.to_string()))?;
+    let Some(head) = checkout.head else {
+        return Err(Failure::bug("a checkout without a commit has a tree of one"));
+    };
+    searched = format!("commit {} (HEAD) of {}", head.commit.short(), checkout.root.display());
+    if checkout.root.join(keelway_pipeline::FILE_NAME).exists() {
+        searched.push_str("; what lies there and is not committed is not in it (--dirty takes it)");
+    }
     remarks.extend(attributes(&tree));
     let tree: Arc<dyn Tree> = Arc::new(tree);
-    let subject = Subject {
-        tree,
-        commit: Some(checkout.head.commit),
-        branch: checkout.head.branch,
-        created: checkout.head.time,
-    };
-    Ok(Pinned { subject, repo, dirty: false, remarks })
+    let subject = Subject { tree, commit: Some(head.commit), branch: head.branch, created: head.time };
+    Ok(Pinned { subject, repo, dirty: false, remarks, searched: searched + &elsewhere })
 }
 
 /// What a checkout by git would do to the files and we do not (see [`CommitTree`]).
@@ -150,5 +162,7 @@ pub(crate) fn at_commit(mirror: &Mirror, found: keelway_source::Pinned) -> Resul
         branch: found.branch,
         created: found.time,
     };
-    Ok(Pinned { subject, repo: mirror.url().to_string(), dirty: false, remarks })
+    let repo = mirror.url().to_string();
+    let searched = format!("commit {} of {repo}", subject.commit.as_ref().map_or("?", |c| c.short()));
+    Ok(Pinned { subject, repo, dirty: false, remarks, searched })
 }

@@ -91,10 +91,10 @@ pub(crate) async fn run(
             caps: CapProfile::Step,
             files: Vec::new(),
         };
-        ctx.notice(format!("step {}", step.name)).await;
+        ctx.news(format!("step {}", step.name)).await;
         let exit = exec::run(&performer.workspace, ctx, job).await?;
         if !exit.success() {
-            return Err(exec::unsuccessful(&format!("step {}", step.name), &exit, store.path()));
+            return Err(exec::unsuccessful(Some(&format!("step {}", step.name)), &exit, store.path()));
         }
         lowers.push(upper.fs().to_owned());
         uppers.push(upper);

@@ -58,6 +58,7 @@ pub async fn watch(
     let mut round = 0u64;
     let mut wait = watch.every;
     let watching = Watching { settings, workspace, ledger, watch: &watch, watcher, cancel: &cancel };
+    watching.begin().await?;
     while !cancel.is_cancelled() {
         let result = watching.round().await;
         if cancel.is_cancelled() {
@@ -94,11 +95,32 @@ struct Watching<'a> {
 }
 
 impl Watching<'_> {
+    /// Says what is watched, from where on.
+    async fn begin(&self) -> Result<(), RunnerError> {
+        let (repo, branch) = (self.watch.url.to_string(), self.watch.branch.clone());
+        let seen = self.with_ledger(move |l| l.branch(&repo, &branch)).await?;
+        let from = match seen {
+            Some(record) => format!("last seen at {}", record.last.short()),
+            None => "never seen before: its newest commit is run, earlier ones are not".into(),
+        };
+        let every = match self.watch.rounds {
+            Some(1) => "once".into(),
+            _ => format!("every {}", keelway_model::format_duration(self.watch.every)),
+        };
+        let Watch { url, branch, .. } = self.watch;
+        self.watcher.say(&format!("watching {branch} of {url}, {every}; {from}"));
+        Ok(())
+    }
+
     async fn round(&self) -> Result<(), RunnerError> {
         let mirror = self.look().await?;
         let repo = self.watch.url.to_string();
         let branch = self.watch.branch.clone();
-        for entry in self.with_ledger(move |l| l.queued(&repo, &branch)).await? {
+        let queued = self.with_ledger(move |l| l.queued(&repo, &branch)).await?;
+        if queued.is_empty() && self.watch.rounds.is_some() {
+            self.watcher.say(&format!("nothing new on {}", self.watch.branch));
+        }
+        for entry in queued {
             if self.cancel.is_cancelled() {
                 break;
             }

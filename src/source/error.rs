@@ -130,7 +130,9 @@ pub enum SourceError {
         path: PathBuf,
     },
     /// A repository without a commit.
-    #[error("{path} has no commit yet; commit keelway.yml first")]
+    #[error(
+        "{path} has no commit yet; commit keelway.yml first, or take the tree as it lies there with --dirty"
+    )]
     Empty {
         /// Where.
         path: PathBuf,

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 pub struct Checkout {
     /// The top of the work tree.
     pub root: PathBuf,
-    /// HEAD: commit, branch (none when detached).
-    pub head: Pinned,
+    /// HEAD: commit, branch (none when detached); none where there is no commit yet.
+    pub head: Option<Pinned>,
     /// The address of `origin`, its password left out; none when there is none that we can read.
     pub remote: Option<RepoUrl>,
     /// What differs from HEAD, at most [`Checkout::DIRTY_LIMIT`], sorted.
@@ -57,11 +57,9 @@ impl Checkout {
             Ok(head) => {
                 let branch = head.shorthand().ok().filter(|_| head.is_branch()).map(str::to_owned);
                 let commit = head.peel_to_commit().map_err(failed)?;
-                pinned(&repo, commit.id(), branch).map_err(failed)?
+                Some(pinned(&repo, commit.id(), branch).map_err(failed)?)
             }
-            Err(e) if matches!(e.code(), ErrorCode::UnbornBranch | ErrorCode::NotFound) => {
-                return Err(SourceError::Empty { path: root });
-            }
+            Err(e) if matches!(e.code(), ErrorCode::UnbornBranch | ErrorCode::NotFound) => None,
             Err(e) => return Err(failed(e)),
         };
         let origin = repo.find_remote("origin").ok();
@@ -79,7 +77,10 @@ impl Checkout {
     pub fn tree(&self) -> Result<CommitTree, SourceError> {
         let repo = Repository::open(&self.git)
             .map_err(|e| SourceError::git(format!("cannot open {}", self.git.display()), &e))?;
-        CommitTree::open(repo, &self.head.commit)
+        match &self.head {
+            Some(head) => CommitTree::open(repo, &head.commit),
+            None => Err(SourceError::Empty { path: self.root.clone() }),
+        }
     }
 
     /// The files as they lie there (`--dirty`), without `.git`.

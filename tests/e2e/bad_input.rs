@@ -60,10 +60,10 @@ fn refused(env: &Env, code: i32, run: impl Fn() -> Output) -> String {
     verdict(env, &out.stderr)
 }
 
-/// What was said, without what differs from run to run; of a run its end, where each failure is told once more.
+/// What was said, without what differs from run to run; of a run all from its first failure on.
 fn verdict(env: &Env, text: &str) -> String {
     let text = env.normalise(text);
-    let end = text.find("\n\n[CLOCK] x ").map_or(0, |at| at + 2);
+    let end = text.find("\n[CLOCK] x ").map_or(0, |at| at + 1);
     text[end..].to_owned()
 }
 

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::run::pinned;
-use crate::args::{DeployVerb, Format};
+use crate::args::{DeployVerb, Format, Source};
 use crate::outcome::CommandError;
 use crate::{render, settings};
 use keelway_deploy::apply::DeployEvent;
@@ -14,10 +14,9 @@ use std::io::Write;
 
 /// What runs on a target's hosts.
 pub async fn deploy(context: &Context, verb: DeployVerb) -> Result<(), CommandError> {
-    let (target, source, names) = match &verb {
-        DeployVerb::Status { target, source, names } | DeployVerb::Rollback { target, source, names, .. } => {
-            (target, source, names)
-        }
+    let (target, source, names): (_, Source, _) = match &verb {
+        DeployVerb::Status { target, place, names } => (target, place.into(), names),
+        DeployVerb::Rollback { target, source, names, .. } => (target, source.clone(), names),
     };
     if source.dirty && matches!(verb, DeployVerb::Rollback { .. }) {
         return Err(CommandError::usage(
@@ -25,7 +24,7 @@ pub async fn deploy(context: &Context, verb: DeployVerb) -> Result<(), CommandEr
         ));
     }
     let settings = settings::settings(&context.global, names, &context.machine)?;
-    let pinned = pinned(context, &settings, source).await?;
+    let pinned = pinned(context, &settings, &source).await?;
     let definition = keelway_pipeline::load(&*pinned.subject.tree, keelway_pipeline::FILE_NAME)
         .map_err(CommandError::Definition)?;
     let place = Place::open(&settings, &definition, target).await?;
@@ -39,7 +38,7 @@ pub async fn deploy(context: &Context, verb: DeployVerb) -> Result<(), CommandEr
                     let _ = writeln!(std::io::stderr(), "{}", render::clean(&event.text()));
                 }
             };
-            let ledger = open_ledger(&settings)?;
+            let ledger = open_ledger(&settings, &|text| context.say(text))?;
             let cancel = context.cancel.token();
             let (end, run) = rollback(&place, &settings, ledger, &pinned, &app, &emit, &cancel).await?;
             if context.global.format == Format::Json {

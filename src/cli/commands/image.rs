@@ -208,6 +208,7 @@ pub fn load(context: &Context, layout: &Path, image: &str, select: Option<&str>)
 
 /// `image ls`.
 pub fn ls(context: &Context) -> Result<(), CommandError> {
+    settings::existing_state(&context.global, &context.machine)?;
     let (_, workspace) = open(context, &Names::default())?;
     let mut rows: Vec<(String, Digest)> = workspace
         .store

@@ -8,12 +8,12 @@ mod run;
 mod runs;
 mod watch;
 
-use crate::args::{Cli, Global, ImageVerb, Verb};
+use crate::args::{Cli, DeployVerb, Format, Global, ImageVerb, Verb};
 use crate::machine::Machine;
 use crate::outcome::CommandError;
 use crate::render::{self, Style};
 use clap::Parser;
-use keelway_engine::{CancelReason, CancelSource};
+use keelway_engine::{CancelReason, CancelSource, Failure};
 use keelway_model::{Diagnostics, ExitCode as Code};
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -104,8 +104,15 @@ pub fn main() -> ExitCode {
     let settle = if matches!(cli.verb, Verb::Container(_)) { Duration::ZERO } else { SETTLE };
     let result = runtime.block_on(async {
         let theirs = matches!(&cli.verb, Verb::Container(verb) if container::takes_signals(verb));
-        let signals = (!theirs).then(|| tokio::spawn(listen(context.cancel.clone())));
-        let result = dispatch(&context, cli.verb).await;
+        let manner = manner(&cli.verb);
+        let signals = (!theirs).then(|| tokio::spawn(listen(context.cancel.clone(), manner)));
+        let token = context.cancel.token();
+        let result = tokio::select! {
+            result = dispatch(&context, cli.verb) => result,
+            _ = token.cancelled(), if !theirs && manner == Manner::AtOnce => {
+                Err(Failure::new(Code::Cancelled, "cancelled").into())
+            }
+        };
         if let Some(signals) = signals {
             signals.abort();
         }
@@ -130,6 +137,9 @@ fn say_error(context: &Context, e: &CommandError) {
         CommandError::Container { message: Some(message), .. } => {
             writeln!(err, "{}", render::error(message, &context.style))
         }
+        CommandError::Definition(d) if context.global.format == Format::Json => {
+            io::stdout().write_all(render::diagnostics_json(d).as_bytes())
+        }
         CommandError::Definition(d) => err.write_all(render::diagnostics(d, &context.style).as_bytes()),
         CommandError::Failed(f) if f.exit == Code::Done => writeln!(err, "{}", render::clean(&f.message)),
         CommandError::Failed(f) => writeln!(err, "{}", render::error(&f.message, &context.style)),
@@ -143,35 +153,86 @@ fn log(machine: &Machine) {
     }
 }
 
-/// The first signal asks, the second one kills.
-async fn listen(cancel: CancelSource) {
+/// How a command takes a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// It ends what it runs, in good order.
+    InOrder,
+    /// It only reads or waits: nothing is lost when it ends at once.
+    AtOnce,
+}
+
+fn manner(verb: &Verb) -> Manner {
+    match verb {
+        Verb::Run { .. }
+        | Verb::Watch { .. }
+        | Verb::Image(ImageVerb::Build { .. })
+        | Verb::Deploy(DeployVerb::Rollback { .. }) => Manner::InOrder,
+        _ => Manner::AtOnce,
+    }
+}
+
+/// How long a command that ends at once may take to tidy up.
+const TIDY: Duration = Duration::from_millis(700);
+/// How long a command that was killed may take to record that.
+const KILLED: Duration = Duration::from_millis(1500);
+
+/// The first signal asks, the second one kills; a terminal that went away (SIGHUP) only asks, however often. Whatever
+/// does not end then is ended with the process: the next start tidies up as after a kill.
+async fn listen(cancel: CancelSource, manner: Manner) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return;
     };
+    // Whoever started us with nohup wants to go on without a terminal.
+    let mut hangup = if ignores_hangup() { None } else { signal(SignalKind::hangup()).ok() };
     let mut asked = false;
     loop {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        if asked {
-            cancel.kill(CancelReason::Interrupt);
-        } else {
-            asked = true;
-            cancel.cancel(CancelReason::Interrupt);
-            let _ = writeln!(io::stderr(), "stopping in good order; once more to stop at once");
+        let asks = tokio::select! {
+            _ = interrupt.recv() => false,
+            _ = terminate.recv() => false,
+            _ = async {
+                match &mut hangup {
+                    Some(hangup) => hangup.recv().await,
+                    None => std::future::pending().await,
+                }
+            } => true,
+        };
+        match (asked, manner) {
+            (true, _) if asks => {}
+            (true, _) => {
+                cancel.kill(CancelReason::Interrupt);
+                tokio::time::sleep(KILLED).await;
+                std::process::exit(Code::Cancelled.code().into());
+            }
+            (false, Manner::AtOnce) => {
+                cancel.cancel(CancelReason::Interrupt);
+                tokio::time::sleep(TIDY).await;
+                std::process::exit(Code::Cancelled.code().into());
+            }
+            (false, Manner::InOrder) => {
+                asked = true;
+                cancel.cancel(CancelReason::Interrupt);
+                render::above("stopping in good order; once more to stop at once");
+            }
         }
     }
+}
+
+/// Whether SIGHUP was ignored when this process began.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));
+    mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).is_some_and(|m| m & 1 == 1)
 }
 
 async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
     match verb {
         Verb::Run { stages, source, names } => run::run(context, &stages, &source, &names).await,
         Verb::Plan { stages, source, names } => plan::plan(context, &stages, &source, &names).await,
-        Verb::Lint { source } => plan::lint(context, &source).await,
+        Verb::Lint { place, dirty: _ } => plan::lint(context, &place).await,
         Verb::Explain { code } => plan::explain(context, &code),
         Verb::Watch { repo, git_ssh_config, branch, every, once, names } => {
             let wanted = watch::WatchArgs { repo, git_ssh_config, branch, every, once };

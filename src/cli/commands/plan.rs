@@ -1,14 +1,15 @@
 //! `keelway plan`, `keelway lint`, `keelway explain`.
 
 use super::Context;
-use super::run::pinned;
-use crate::args::{Format, Names, Source};
+use super::run::{pinned, wanted};
+use crate::args::{Format, Names, Place, Source};
 use crate::outcome::CommandError;
 use crate::{render, settings};
-use keelway_model::{Diagnostics, ExitCode};
+use keelway_model::ExitCode;
 use keelway_pipeline::Event;
 use keelway_runner::RunnerError;
-use keelway_runner::run::prepare;
+use keelway_runner::run::{lint as linted, prepare};
+use keelway_runner::source::pin;
 use keelway_runner::watch;
 
 /// What would run, and why.
@@ -21,6 +22,9 @@ pub async fn plan(
     let settings = settings::settings(&context.global, names, &context.machine)?;
     let selection = watch::stage_names(stages)?;
     let pinned = pinned(context, &settings, source).await?;
+    if !pinned.dirty {
+        context.say(&format!("the plan of {}", pinned.searched));
+    }
     let prepared = prepare(&settings, pinned, Event::Manual, selection).await?;
     match context.global.format {
         Format::Text => context.print(&keelway_pipeline::render(&prepared.plan)),
@@ -29,31 +33,26 @@ pub async fn plan(
 }
 
 /// Every problem of the definition.
-pub async fn lint(context: &Context, source: &Source) -> Result<(), CommandError> {
+pub async fn lint(context: &Context, place: &Place) -> Result<(), CommandError> {
     let settings = settings::settings(&context.global, &Names::default(), &context.machine)?;
-    let pinned = pinned(context, &settings, source).await?;
-    let prepared = prepare(&settings, pinned, Event::Manual, keelway_pipeline::Selection::default()).await;
-    if context.global.format == Format::Json {
-        return match prepared {
-            Ok(prepared) => diagnostics_json(context, &prepared.warnings),
-            Err(RunnerError::Definition(found)) => {
-                diagnostics_json(context, &found)?;
-                Err(CommandError::Ended(ExitCode::Usage))
-            }
-            Err(e) => Err(e.into()),
-        };
+    let source = Source { place: place.clone(), dirty: place.repo.is_none() };
+    let pinned = pin(&settings, wanted(&source)?, &context.cancel.token()).await?;
+    let searched = pinned.searched.clone();
+    let found = match linted(&settings, pinned).await {
+        Ok(found) | Err(RunnerError::Definition(found)) => found,
+        Err(e) => return Err(e.into()),
+    };
+    let errors = found.has_errors();
+    match context.global.format {
+        Format::Json => context.print(&render::diagnostics_json(&found))?,
+        Format::Text if errors => return Err(CommandError::Definition(found)),
+        Format::Text => context.print(&render::diagnostics(&found, &context.style))?,
     }
-    let prepared = prepared?;
-    if !prepared.warnings.items.is_empty() {
-        context.print(&render::diagnostics(&prepared.warnings, &context.style))?;
+    if errors {
+        return Err(CommandError::Ended(ExitCode::Usage));
     }
-    context.say("no errors");
+    context.say(&format!("no errors in {searched}"));
     Ok(())
-}
-
-/// A diagnostic a line.
-fn diagnostics_json(context: &Context, found: &Diagnostics) -> Result<(), CommandError> {
-    found.items.iter().try_for_each(|diagnostic| context.print_json(diagnostic))
 }
 
 /// What a code means.

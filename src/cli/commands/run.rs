@@ -11,10 +11,10 @@ use keelway_runner::{Settings, Workspace, watch};
 
 /// What the flags ask for.
 pub fn wanted(source: &Source) -> Result<Wanted, CommandError> {
-    match &source.repo {
+    match &source.place.repo {
         Some(url) => Ok(Wanted::Repository {
             url: settings::repo_url(url)?,
-            reference: source.commit.clone().unwrap_or_else(|| "HEAD".into()),
+            reference: source.place.commit.clone().unwrap_or_else(|| "HEAD".into()),
         }),
         None => Ok(Wanted::Checkout {
             at: std::env::current_dir().map_err(CommandError::outside)?,
@@ -26,7 +26,7 @@ pub fn wanted(source: &Source) -> Result<Wanted, CommandError> {
 /// Pins the source and says what a person should know about it.
 pub async fn pinned(context: &Context, settings: &Settings, source: &Source) -> Result<Pinned, CommandError> {
     let mut settings = settings.clone();
-    settings.git.ssh.config = settings::git_ssh_config(source.git_ssh_config.as_deref())?;
+    settings.git.ssh.config = settings::git_ssh_config(source.place.git_ssh_config.as_deref())?;
     let pinned = pin(&settings, wanted(source)?, &context.cancel.token()).await?;
     for remark in &pinned.remarks {
         context.say(remark);
@@ -47,7 +47,7 @@ pub async fn run(
     let prepared = prepare(&settings, pinned, Event::Manual, selection).await?;
     context.warn(&prepared.warnings);
     let workspace = Workspace::open(&settings)?;
-    let ledger = open_ledger(&settings)?;
+    let ledger = open_ledger(&settings, &|text| context.say(text))?;
     let run = record(&ledger, &prepared)?;
     let show = render::events(&context.style, render::Record::Kept);
     let report = execute(&settings, &workspace, &ledger, &run, prepared, show, context.cancel.token()).await;

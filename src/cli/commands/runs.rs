@@ -5,20 +5,23 @@ use crate::args::{Format, RunsVerb};
 use crate::outcome::CommandError;
 use crate::{render, settings};
 use keelway_ledger::{AttemptDetail, AttemptRecord, Filter, Ledger, NodeRecord, NodeState, RunSummary};
-use keelway_model::{CommitId, NodeId, Outcome, RunEvent, RunId, format_duration};
+use keelway_model::{CommitId, EventKind, NodeId, Outcome, RunEvent, RunId, format_duration};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 /// Runs, past and present.
 pub fn runs(context: &Context, verb: RunsVerb) -> Result<(), CommandError> {
-    let dir = settings::state_dir(&context.global, &context.machine)?.join("ledger");
+    let dir = settings::existing_state(&context.global, &context.machine)?.join("ledger");
     let ledger = Ledger::open(&dir, settings::clock(&context.machine)).map_err(CommandError::outside)?;
     // What died since is shown as what it is.
     ledger.interrupted().map_err(CommandError::outside)?;
     match verb {
         RunsVerb::Ls { limit } => ls(context, &ledger, limit),
         RunsVerb::Show { run } => show(context, &ledger, run.as_deref()),
-        RunsVerb::Logs { run, stage } => logs(context, &ledger, run.as_deref(), stage.as_deref()),
+        RunsVerb::Logs { run, stage, only } => {
+            logs(context, &ledger, run.as_deref(), stage.or(only).as_deref())
+        }
     }
 }
 
@@ -59,7 +62,10 @@ fn json(run: &RunSummary) -> serde_json::Value {
 }
 
 fn ls(context: &Context, ledger: &Ledger, limit: u32) -> Result<(), CommandError> {
-    let runs = ledger.runs(&Filter { limit, ..Filter::default() }).map_err(CommandError::outside)?;
+    let asked = Filter { limit: limit.saturating_add(1), ..Filter::default() };
+    let mut runs = ledger.runs(&asked).map_err(CommandError::outside)?;
+    let more = runs.len() > limit as usize;
+    runs.truncate(limit as usize);
     if context.global.format == Format::Json {
         return context.print(&runs.iter().map(|r| format!("{}\n", json(r))).collect::<String>());
     }
@@ -77,12 +83,20 @@ fn ls(context: &Context, ledger: &Ledger, limit: u32) -> Result<(), CommandError
             ]
         })
         .collect();
+    if runs.is_empty() {
+        context.say("there is no run yet; `keelway run` makes one");
+    }
+    if more {
+        context.say(&format!("the newest {limit}; -n {} shows more", limit.saturating_mul(5).max(100)));
+    }
     context.print(&render::table(["RUN", "STATE", "CREATED", "TOOK", "COMMIT", "REPOSITORY"], &rows, 2))
 }
 
-fn outcome(state: &NodeState) -> String {
+fn outcome(state: &NodeState, over: bool) -> String {
     match state {
         NodeState::Pending => "not started".into(),
+        // Its process died before it could say more.
+        NodeState::Running if over => "interrupted".into(),
         NodeState::Running => "running".into(),
         NodeState::Ended(Outcome::Succeeded, ms) => {
             format!("done in {}", format_duration(Duration::from_millis(*ms)))
@@ -94,9 +108,10 @@ fn outcome(state: &NodeState) -> String {
     }
 }
 
-fn node_line(out: &mut String, node: &NodeRecord) {
+fn node_line(out: &mut String, node: &NodeRecord, over: bool) {
     let indent = "  ".repeat(node.path.len());
-    let _ = write!(out, "{indent}{}: {}", render::clean(&node.name), render::clean(&outcome(&node.state)));
+    let _ =
+        write!(out, "{indent}{}: {}", render::clean(&node.name), render::clean(&outcome(&node.state, over)));
     if let Some(miss) = &node.miss {
         let _ = write!(out, " ({miss})");
     }
@@ -117,7 +132,7 @@ fn attempt_text(out: &mut String, detail: &AttemptDetail) {
     let mut nodes: Vec<&NodeRecord> = detail.nodes.iter().collect();
     nodes.sort_by(|a, b| a.path.cmp(&b.path));
     for node in nodes {
-        node_line(out, node);
+        node_line(out, node, a.state.is_over());
         for (_, text) in detail.notices.iter().filter(|(path, _)| *path == node.path) {
             let _ = writeln!(out, "{}  {}", "  ".repeat(node.path.len()), render::clean(text));
         }
@@ -175,20 +190,98 @@ fn logs(
         }
         _ => None,
     };
-    for line in ledger.logs(&id, None, None).map_err(CommandError::outside)? {
-        let line = line.map_err(CommandError::outside)?;
-        if only.is_some_and(|n| line.node.first() != Some(&n)) {
+    let nodes = detail.attempts.last().map(|a| a.nodes.as_slice()).unwrap_or_default();
+    let within = |path: &[NodeId]| only.is_none_or(|n| path.first() == Some(&n));
+    let failed = |n: &NodeRecord| matches!(n.state, NodeState::Ended(Outcome::Failed { .. }, _));
+    let inner_failed = |path: &[NodeId]| {
+        nodes.iter().any(|n| n.path.len() > path.len() && n.path.starts_with(path) && failed(n))
+    };
+    let mut lines = Lines::of(nodes, nodes.iter().filter(|n| within(&n.path)).count() > 1);
+    for event in ledger.events(&id, None).map_err(CommandError::outside)? {
+        let event = event.map_err(CommandError::outside)?;
+        let shown = match &event.kind {
+            EventKind::Log { .. } => within(&event.node),
+            // What failed without a word must say why here, too.
+            EventKind::Finished { outcome: Outcome::Failed { .. }, .. } => {
+                within(&event.node) && !inner_failed(&event.node)
+            }
+            EventKind::RunFinished { outcome: Outcome::Failed { .. }, .. } => !nodes.iter().any(failed),
+            _ => false,
+        };
+        if !shown {
             continue;
         }
         let more = match context.global.format {
-            Format::Text => context.print_more(&render::clean_lines(&line.text))?,
-            Format::Json => json_line(context, &line.into_event())?,
+            Format::Text => context.print_more(&lines.text(&event))?,
+            Format::Json => json_line(context, &event)?,
         };
         if !more {
-            break;
+            return Ok(());
+        }
+    }
+    if context.global.format == Format::Text {
+        context.print(lines.end())?;
+        if lines.is_new() {
+            context.say("nothing was written, and nothing failed");
         }
     }
     Ok(())
+}
+
+/// Output of several nodes as lines that say whose they are.
+struct Lines {
+    labels: HashMap<Vec<NodeId>, String>,
+    /// Whether only one can speak, so that it need not be named.
+    named: bool,
+    /// Who has begun a line without ending it.
+    open: Option<Vec<NodeId>>,
+    began: bool,
+}
+
+impl Lines {
+    fn of(nodes: &[NodeRecord], named: bool) -> Self {
+        let mut labels: HashMap<Vec<NodeId>, String> = HashMap::new();
+        for node in nodes {
+            let parent = labels.get(&node.path[..node.path.len().saturating_sub(1)]);
+            let name = render::clean(&node.name);
+            let label = parent.map_or_else(|| name.clone(), |p| format!("{p} {name}"));
+            labels.insert(node.path.clone(), label);
+        }
+        Self { labels, named, open: None, began: false }
+    }
+    /// Whether nothing was said yet.
+    const fn is_new(&self) -> bool {
+        !self.began
+    }
+    /// What ends a line that is still open.
+    fn end(&mut self) -> &'static str {
+        if self.open.take().is_some() { "\n" } else { "" }
+    }
+    fn text(&mut self, event: &RunEvent) -> String {
+        self.began = true;
+        let label = self.labels.get(&event.node).map_or("run", String::as_str);
+        let prefix = if self.named { format!("{} | ", render::short(label)) } else { String::new() };
+        match &event.kind {
+            EventKind::Log { text, .. } => {
+                let goes_on = self.open.as_ref() == Some(&event.node);
+                let mut out = if goes_on { String::new() } else { self.end().to_owned() };
+                for (i, line) in render::clean_lines(text).split_inclusive('\n').enumerate() {
+                    if i > 0 || !goes_on {
+                        out.push_str(&prefix);
+                    }
+                    out.push_str(line);
+                }
+                self.open = (!text.ends_with('\n')).then(|| event.node.clone());
+                out
+            }
+            EventKind::Finished { outcome: Outcome::Failed { message, .. }, .. }
+            | EventKind::RunFinished { outcome: Outcome::Failed { message, .. }, .. } => {
+                let text = format!("{label} failed: {}\n", render::clean_lines(message).trim_end());
+                self.end().to_owned() + &text
+            }
+            _ => String::new(),
+        }
+    }
 }
 
 /// Prints an event as a line; false when nobody reads any more.

@@ -59,7 +59,7 @@ pub async fn watch(context: &Context, args: WatchArgs, names: &Names) -> Result<
     settings.git.ssh.config = settings::git_ssh_config(args.git_ssh_config.as_deref())?;
     let url = settings::repo_url(&args.repo)?;
     let workspace = Workspace::open(&settings)?;
-    let ledger = open_ledger(&settings)?;
+    let ledger = open_ledger(&settings, &|text| context.say(text))?;
     let show = Show {
         style: context.style.clone(),
         quiet: context.global.quiet,

@@ -27,6 +27,21 @@ pub fn diagnostics(found: &Diagnostics, style: &Style) -> String {
     out
 }
 
+/// The same for programs: an object a line, with line and column from 1 where the text is known.
+pub fn diagnostics_json(found: &Diagnostics) -> String {
+    let mut out = String::new();
+    for item in &found.items {
+        let Ok(mut object) = serde_json::to_value(item) else { continue };
+        if let (Some(source), Some(fields)) = (found.source_of(item), object.as_object_mut()) {
+            let (line, column) = source.line_col(item.span.start);
+            fields.insert("line".into(), line.into());
+            fields.insert("column".into(), column.into());
+        }
+        let _ = writeln!(out, "{object}");
+    }
+    out
+}
+
 fn one(item: &Diagnostic, source: Option<&SourceText>, renderer: &Renderer) -> String {
     let level = if item.severity == Severity::Error { Level::ERROR } else { Level::WARNING };
     let title = level.primary_title(clean(&item.message)).id(item.code.clone());

@@ -20,7 +20,8 @@ impl<W: Write> Out<W> {
             return Ok(());
         }
         match self.to.write_all(text.as_bytes()).and_then(|()| self.to.flush()) {
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+            // A terminal that went away reads as an error of input and output.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe || e.raw_os_error() == Some(5) => {
                 self.gone = true;
                 Ok(())
             }
@@ -89,7 +90,7 @@ impl<W: Write + Send> EventSink for Json<W> {
     }
 }
 
-/// One line at the end.
+/// One line at the end; of a failure its cause, and where there is more.
 pub(super) struct Quiet<W> {
     out: Out<W>,
     story: Story,
@@ -108,6 +109,9 @@ impl<W: Write + Send> EventSink for Quiet<W> {
             if let EventKind::RunFinished { outcome, millis, .. } = &event.kind {
                 let line = self.story.end(outcome, *millis);
                 self.out.write(&format!("{line}\n"))?;
+                for line in self.story.cause() {
+                    self.out.write(&format!("{line}\n"))?;
+                }
             }
         }
         Ok(())

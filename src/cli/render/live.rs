@@ -2,22 +2,41 @@
 //!
 //! A live line is cut to the width of the terminal, never wrapped; [`Terminal`] keeps the block right after a resize.
 
-use crate::render::story::{Said, Story};
+use crate::render::clean;
+use crate::render::story::{Said, Story, short};
 use crate::render::style::Style;
 use crate::render::terminal::Terminal;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use keelway_model::{EventKind, EventSink, NodeId, RunEvent, SinkError};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Redraws a second, at most.
 const REDRAWS: u8 = 15;
 
+/// The live lines of this process, for what is said beside them.
+static LIVE: Mutex<Option<MultiProgress>> = Mutex::new(None);
+
+/// Says a line on standard error, above live lines where there are any.
+pub fn above(text: &str) {
+    use io::Write;
+    let say = || {
+        let _ = writeln!(io::stderr(), "{}", clean(text));
+    };
+    match &*LIVE.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(all) => all.suspend(say),
+        None => say(),
+    }
+}
+
 /// The live form.
 pub(super) struct Live {
     all: MultiProgress,
     out: Box<dyn io::Write + Send>,
+    /// Rows and columns now.
+    size: fn() -> (u16, u16),
     lines: BTreeMap<Vec<NodeId>, ProgressBar>,
     story: Story,
     template: ProgressStyle,
@@ -25,15 +44,24 @@ pub(super) struct Live {
 
 impl Live {
     pub fn on_stderr(story: Story, style: &Style) -> Self {
-        let terminal = Terminal::new(Box::new(io::stderr()), || console::Term::stderr().size());
-        Self::on(terminal, Box::new(io::stderr()), story, style)
+        let size = || console::Term::stderr().size();
+        let terminal = Terminal::new(Box::new(io::stderr()), size);
+        let live = Self::on(terminal, Box::new(io::stderr()), size, story, style);
+        *LIVE.lock().unwrap_or_else(PoisonError::into_inner) = Some(live.all.clone());
+        live
     }
 
     /// `terminal` draws the live lines, `out` writes to the same terminal.
-    pub fn on(terminal: Terminal, out: Box<dyn io::Write + Send>, story: Story, style: &Style) -> Self {
+    pub fn on(
+        terminal: Terminal,
+        out: Box<dyn io::Write + Send>,
+        size: fn() -> (u16, u16),
+        story: Story,
+        style: &Style,
+    ) -> Self {
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal), REDRAWS);
         let all = MultiProgress::with_draw_target(target);
-        Self { all, out, lines: BTreeMap::new(), story, template: template(style) }
+        Self { all, out, size, lines: BTreeMap::new(), story, template: template(style) }
     }
 
     /// Writes lines above the live ones. Not by indicatif's `println`, which fills lines up to the width with blanks: the
@@ -42,7 +70,8 @@ impl Live {
         let Self { all, out, .. } = self;
         let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
         match all.suspend(|| out.write_all(text.as_bytes()).and_then(|()| out.flush())) {
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            // A terminal that went away reads as an error of input and output.
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe && e.raw_os_error() != Some(5) => {
                 Err(SinkError { message: format!("cannot write to the terminal: {e}") })
             }
             _ => Ok(()),
@@ -70,10 +99,29 @@ impl Live {
         }
         if let Some(line) = self.lines.get(&event.node) {
             let indent = "  ".repeat(event.node.len().saturating_sub(1));
-            let now = if node.now.is_empty() { String::new() } else { format!(" | {}", node.now) };
-            line.set_message(format!("{indent}{}{now}", node.label));
+            let room = usize::from((self.size)().1).saturating_sub(BEFORE + indent.len());
+            line.set_message(format!("{indent}{}", within(&node.label, &node.now, room)));
         }
     }
+}
+
+/// Columns of a live line before its text: spinner, time, spaces.
+const BEFORE: usize = 8;
+
+/// Name and last output of a node in so many columns: a long name gives way, down to what tells it from others, so that
+/// the output can be seen.
+fn within(label: &str, now: &str, room: usize) -> String {
+    if now.is_empty() {
+        return label.to_owned();
+    }
+    let (wide, last) = (label.chars().count(), now.chars().count());
+    let least = short(label).chars().count();
+    let most = room.saturating_sub(last + 3).max(room / 2).max(least);
+    if wide <= most {
+        return format!("{label} | {now}");
+    }
+    let cut: String = label.chars().take(most.saturating_sub(2).max(least)).collect();
+    format!("{}.. | {now}", cut.trim_end())
 }
 
 fn template(style: &Style) -> ProgressStyle {

@@ -18,7 +18,9 @@ mod terminal;
 mod tests;
 
 pub use clean::{clean, clean_lines};
-pub use diagnostics::diagnostics;
+pub use diagnostics::{diagnostics, diagnostics_json};
+pub use live::above;
+pub use story::short;
 pub use style::Style;
 pub use table::table;
 

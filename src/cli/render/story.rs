@@ -39,6 +39,12 @@ pub(super) struct Told {
     millis: u64,
 }
 
+impl Told {
+    const fn has_failed(&self) -> bool {
+        matches!(self.outcome, Some(Outcome::Failed { .. }))
+    }
+}
+
 /// A run so far.
 #[derive(Debug)]
 pub(super) struct Story {
@@ -64,14 +70,15 @@ impl Story {
         match &event.kind {
             EventKind::RunStarted { run, attempt, commit } => {
                 self.run = run.to_string();
-                let mut text = format!("run {run}");
+                let mut text = self.called();
                 if attempt.0 > 1 {
                     text.push_str(&format!(", attempt {attempt}"));
                 }
                 if let Some(commit) = commit {
-                    text.push_str(&format!(", commit {commit}"));
+                    text.push_str(&format!(", commit {}", commit.short()));
                 }
-                vec![line(Paint::Plain, "-", format!("{text}, {}", event.at))]
+                let day = event.at.to_string().get(..10).unwrap_or_default().to_owned();
+                vec![line(Paint::Plain, "-", format!("{text}, {day}"))]
             }
             EventKind::Planned { name, .. } => {
                 let told = Told {
@@ -140,6 +147,7 @@ impl Story {
                 vec![Said::Passing]
             }
             EventKind::Notice { text } => vec![line(Paint::Yellow, "!", clean(text))],
+            EventKind::News { text } => vec![line(Paint::Dim, "*", clean(text))],
             EventKind::Finished { outcome, millis, result, .. } => {
                 self.with(event, |n| {
                     n.outcome = Some(outcome.clone());
@@ -155,7 +163,13 @@ impl Story {
                         vec![line(Paint::Dim, "-", format!("skipped: {}", clean(&reason.to_string())))]
                     }
                     Outcome::Failed { message, .. } => {
-                        vec![line(Paint::Red, "x", format!("failed after {took}: {}", clean(message)))]
+                        // Where a step failed, that was said.
+                        let why = match self.has_failed_inside(&event.node) {
+                            true => String::new(),
+                            // The end of the run tells the rest.
+                            false => format!(": {}", clean(message.lines().next().unwrap_or_default())),
+                        };
+                        vec![line(Paint::Red, "x", format!("failed after {took}{why}"))]
                     }
                     Outcome::Cancelled => vec![line(Paint::Yellow, "x", format!("cancelled after {took}"))],
                 }
@@ -178,52 +192,75 @@ impl Story {
             0 => String::new(),
             n => format!(", {n} cached"),
         };
-        let run = &self.run;
+        let run = self.called();
         match outcome {
             Outcome::Failed { exit, message } => {
                 let meaning = ExitCode::from_code(*exit).map_or("", ExitCode::meaning);
                 let text = format!("failed after {took}, exit code {exit} ({meaning}): {}", clean(message));
-                format!("{} run {run} {text}", self.style.paint(Paint::Red, "x"))
+                format!("{} {run} {text}", self.style.paint(Paint::Red, "x"))
             }
             Outcome::Cancelled => {
-                format!("{} run {run} was cancelled after {took}", self.style.paint(Paint::Yellow, "x"))
+                format!("{} {run} was cancelled after {took}", self.style.paint(Paint::Yellow, "x"))
             }
-            _ => format!("{} run {run} done in {took}{cached}", self.style.paint(Paint::Green, "+")),
+            _ => format!("{} {run} done in {took}{cached}", self.style.paint(Paint::Green, "+")),
         }
     }
 
-    /// What failed, with the last lines of its output: the innermost nodes, since a stage fails with its step.
-    fn failures(&self) -> Vec<Said> {
-        let failed = |n: &Told| matches!(n.outcome, Some(Outcome::Failed { .. }));
-        let mut said = Vec::new();
-        for (path, node) in self.nodes.iter().filter(|(_, n)| failed(n)) {
-            let inner = |other: &Vec<NodeId>| other.len() > path.len() && other.starts_with(path);
-            if self.nodes.iter().any(|(other, n)| inner(other) && failed(n)) {
-                continue;
+    /// What the whole is called: a build that nothing records is no run that could be looked up.
+    fn called(&self) -> String {
+        match self.record {
+            Record::Kept => format!("run {}", self.run),
+            Record::Nowhere => self.run.clone(),
+        }
+    }
+
+    fn has_failed_inside(&self, path: &[NodeId]) -> bool {
+        let inside = |other: &Vec<NodeId>| other.len() > path.len() && other.starts_with(path);
+        self.nodes.iter().any(|(other, n)| inside(other) && n.has_failed())
+    }
+
+    /// The innermost nodes that failed, since a stage fails with its step; with why.
+    fn failed(&self) -> impl Iterator<Item = (&[NodeId], &Told, &str)> {
+        self.nodes.iter().filter_map(|(path, node)| match &node.outcome {
+            Some(Outcome::Failed { message, .. }) if !self.has_failed_inside(path) => {
+                Some((path.as_slice(), node, message.as_str()))
             }
-            let Some(Outcome::Failed { message, .. }) = &node.outcome else { continue };
-            let took = format_duration(Duration::from_millis(node.millis));
-            said.push(Said::Line(String::new()));
-            said.push(Said::Line(format!(
-                "{} {} failed after {took}",
-                self.style.paint(Paint::Red, "x"),
-                node.label
-            )));
-            said.extend(
-                node.tail
-                    .iter()
-                    .map(|text| Said::Line(format!("  {} {text}", self.style.paint(Paint::Dim, "|")))),
-            );
-            said.extend(clean_lines(message).lines().map(|text| Said::Line(format!("  {text}"))));
+            _ => None,
+        })
+    }
+
+    /// What failed, with the last lines of its output and where to read all of it.
+    fn failures(&self) -> Vec<Said> {
+        let mut said = Vec::new();
+        for (path, node, message) in self.failed() {
+            // Without output all was told when it failed, unless that was more than a line.
+            if !node.tail.is_empty() || message.contains('\n') {
+                let took = format_duration(Duration::from_millis(node.millis));
+                let mark = self.style.paint(Paint::Red, "x");
+                said.push(Said::Line(format!("{mark} {} failed after {took}", node.label)));
+                let bar = self.style.paint(Paint::Dim, "|");
+                said.extend(node.tail.iter().map(|text| Said::Line(format!("  {bar} {text}"))));
+                said.extend(clean_lines(message).lines().map(|text| Said::Line(format!("  {text}"))));
+            }
             let stage = self.nodes.get(&path[..1]).map(|n| n.label.as_str());
             if let (Record::Kept, Some(stage)) = (self.record, stage) {
-                said.push(Said::Line(format!("  the whole log: keelway runs logs {} {stage}", self.run)));
+                let command = self.style.command(&format!("runs logs {} {stage}", self.run));
+                said.push(Said::Line(format!("  the whole log: {command}")));
             }
         }
-        if !said.is_empty() {
-            said.push(Said::Line(String::new()));
-        }
         said
+    }
+
+    /// For who asked for nothing but the end: why, in a line, and where there is more.
+    pub fn cause(&self) -> Vec<String> {
+        let first = self.failed().next();
+        let cause = first.map(|(_, node, message)| {
+            let line = clean_lines(message).lines().next().unwrap_or_default().to_owned();
+            format!("  {}: {line}", node.label)
+        });
+        let more = (self.record == Record::Kept && cause.is_some())
+            .then(|| format!("  more: {}", self.style.command(&format!("runs show {}", self.run))));
+        cause.into_iter().chain(more).collect()
     }
 
     /// `image [app 3/7] RUN make`: the names on the way to a node.
@@ -243,6 +280,6 @@ impl Story {
 }
 
 /// `image [app 3/7]` of `image [app 3/7] RUN make`: enough before each line of output.
-fn short(label: &str) -> &str {
+pub fn short(label: &str) -> &str {
     label.find(']').map_or(label, |end| &label[..=end])
 }

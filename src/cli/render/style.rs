@@ -3,6 +3,7 @@
 use crate::args::{Colour, Format, Global};
 use crate::machine::Machine;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 /// How events are said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(super) enum Form {
 pub struct Style {
     form: Form,
     color: bool,
+    /// The state directory, where the command line named it: commands to copy must name it, too.
+    state: Option<PathBuf>,
 }
 
 /// A colour with a meaning.
@@ -56,12 +59,27 @@ impl Style {
             (Format::Text, false, true) => Form::Live,
             (Format::Text, false, false) => Form::Plain,
         };
-        Self { form, color }
+        Self { form, color, state: global.state.clone() }
     }
     /// Colours or not, in the plain form.
     #[cfg(test)]
     pub(super) const fn plain(color: bool) -> Self {
-        Self { form: Form::Plain, color }
+        Self { form: Form::Plain, color, state: None }
+    }
+    /// The same with a state directory of its own.
+    #[cfg(test)]
+    pub(super) fn with_state(self, dir: &str) -> Self {
+        Self { state: Some(dir.into()), ..self }
+    }
+    /// A command of ours that can be copied and run.
+    pub fn command(&self, words: &str) -> String {
+        let Some(dir) = &self.state else { return format!("keelway {words}") };
+        let dir = dir.display().to_string();
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | '+' | ':' | '@');
+        match dir.chars().all(plain) && !dir.is_empty() {
+            true => format!("keelway --state {dir} {words}"),
+            false => format!("keelway --state '{}' {words}", dir.replace('\'', "'\\''")),
+        }
     }
     pub(super) const fn form(&self) -> Form {
         self.form

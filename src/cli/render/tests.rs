@@ -159,10 +159,23 @@ fn colour_only_where_it_was_asked_for() {
 }
 
 #[test]
-fn quiet_is_one_line() {
+fn quiet_is_the_end_and_its_cause() {
     let style = Style::plain(false);
     let text = said(|o, s| Box::new(forms::Quiet::new(o, s)), &style, Record::Kept, &run_that_fails());
     insta::assert_snapshot!(text);
+}
+
+#[test]
+fn commands_to_copy_name_the_state_directory() {
+    for (dir, shown) in
+        [("/var/k", "keelway --state /var/k"), ("/it's here", "keelway --state '/it'\\''s here'")]
+    {
+        let style = Style::plain(false).with_state(dir);
+        let make = |o, s| -> Box<dyn EventSink> { Box::new(forms::Plain::new(o, s, style.clone())) };
+        let text = said(make, &style, Record::Kept, &run_that_fails());
+        let wanted = format!("the whole log: {shown} runs logs 20261123-140309-3fa2c1 test\n");
+        assert!(text.contains(&wanted), "{text}");
+    }
 }
 
 #[test]
@@ -209,8 +222,13 @@ fn live_lines_show_what_runs_and_leave_what_is_over() {
     let screen = Shared::default();
     let style = Style::plain(false);
     let terminal = terminal::Terminal::new(Box::new(screen.clone()), || (30, 100));
-    let mut live =
-        live::Live::on(terminal, Box::new(screen.clone()), Story::new(style.clone(), Record::Kept), &style);
+    let mut live = live::Live::on(
+        terminal,
+        Box::new(screen.clone()),
+        || (30, 100),
+        Story::new(style.clone(), Record::Kept),
+        &style,
+    );
     for event in run_that_fails() {
         live.events(&[event]).unwrap();
     }
@@ -226,6 +244,27 @@ fn live_lines_show_what_runs_and_leave_what_is_over() {
     }
     let last = "x run 20261123-140309-3fa2c1 failed after 3m11s, exit code 1";
     assert!(text.lines().last().unwrap().starts_with(last), "{text}");
+}
+
+#[test]
+fn a_long_command_leaves_room_for_what_it_says() {
+    let style = Style::plain(false);
+    let events = told(vec![
+        (&[0], EventKind::Planned { name: format!("RUN {}", "x".repeat(300)), kind: "exec".into() }),
+        (&[0], EventKind::Started { name: String::new() }),
+        (&[0], EventKind::Log { stream: LogStream::Stdout, text: "compiling main.c\n".into() }),
+    ]);
+    let screen = Shared::default();
+    let size = || (30, 80);
+    let terminal = terminal::Terminal::new(Box::new(screen.clone()), size);
+    let story = Story::new(style.clone(), Record::Kept);
+    let mut live = live::Live::on(terminal, Box::new(screen.clone()), size, story, &style);
+    live.events(&events).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !screen.text().contains("compiling main.c") && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert!(screen.text().contains(".. | compiling main.c"), "{:?}", screen.text());
 }
 
 /// The other side of the resize test: draws, and goes on when it is told to.

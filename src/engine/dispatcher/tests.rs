@@ -244,6 +244,19 @@ async fn a_node_that_planning_skipped_does_not_run_and_fails_nothing() {
 }
 
 #[tokio::test]
+async fn each_skip_keeps_its_own_reason() {
+    let fake = Arc::new(Fake::of([("a", Act::Fails(ExitCode::Failed))]));
+    let mut p = plan(&[("a", &[]), ("b", &[0]), ("c", &[1]), ("d", &[0])]);
+    p.nodes[1].skip = Some(SkipReason::NotSelected);
+    p.nodes[2].skip = Some(SkipReason::DirtyTree);
+    let ran = run_plain(p, &fake).await;
+    let skipped = |reason| Outcome::Skipped { reason };
+    assert_eq!(*ran.outcome("b"), skipped(SkipReason::NotSelected));
+    assert_eq!(*ran.outcome("c"), skipped(SkipReason::DirtyTree));
+    assert_eq!(*ran.outcome("d"), skipped(SkipReason::Needs { name: "a".into() }));
+}
+
+#[tokio::test]
 async fn a_panic_is_a_bug_with_the_nodes_name_and_stops_nothing_else() {
     let fake = Arc::new(Fake::of([("bad", Act::Panics)]));
     let ran = run_plain(plan(&[("bad", &[]), ("good", &[])]), &fake).await;

@@ -445,3 +445,43 @@ fn names_of_nodes_are_one_harmless_line() {
     let name = names(&p)[1];
     assert!(name.len() < 200 && !name.contains(|c: char| c.is_control()), "{name:?}");
 }
+
+#[test]
+fn an_image_is_known_by_where_it_is_asked_for() {
+    let text = "FROM base AS build\nRUN true\n\nFROM a\nCOPY --from=bild /x /\n";
+    let file = parse(&SourceText::new("Dockerfile", text)).unwrap();
+    let build = Build::new(file, options()).unwrap();
+    let place = |name: &str| build.place_of(&name.parse().unwrap());
+    let asked = place("bild").unwrap();
+    assert_eq!((asked.place.as_str(), asked.text.as_str()), ("Dockerfile:5", "COPY --from=bild /x /"));
+    assert_eq!(asked.near.as_deref(), Some("build"));
+    assert_eq!(place("a").unwrap().near, None);
+    assert_eq!(place("elsewhere"), None);
+    let warned = build.warnings().to_string();
+    assert!(warned.contains("Dockerfile:5:13: warning[D0212]"), "{warned}");
+    assert!(warned.contains("did you mean the stage \"build\"?"), "{warned}");
+}
+
+#[test]
+fn a_file_with_errors_is_looked_through_for_others() {
+    let source =
+        SourceText::new("Dockerfile", "FROM base\nWORKDR /x\nRUN --mount=type=cache,target=/c true\n");
+    let (file, found) = keelway_dockerfile::parse_all(&source);
+    let all = super::refused(&file, found, &Default::default());
+    let codes: Vec<&str> = all.items.iter().map(|d| d.code.as_str()).collect();
+    assert_eq!(codes, ["D0003", "D0201"]);
+}
+
+#[test]
+fn what_the_context_does_not_have_is_found_without_a_build() {
+    let text = "FROM base\nCOPY ap/ /app/\nCOPY app/secret /x\nCOPY *.key /x\nCOPY app $X ./\n";
+    let file = parse(&SourceText::new("Dockerfile", text)).unwrap();
+    let build = Build::new(file, options()).unwrap();
+    let ignore = keelway_dockerfile::Ignore::parse(b"app/secret\n*.key\n").unwrap();
+    let tree = crate::testing::MemTree::with(&[("app/secret", "x"), ("a.key", "x")]);
+    let found: Vec<String> =
+        build.missing_sources(&tree, &ignore).items.into_iter().map(|d| d.message).collect();
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].ends_with("is not in the build context; did you mean \"app\"?"), "{found:?}");
+    assert!(found[1].contains(".dockerignore") && found[2].contains(".dockerignore"), "{found:?}");
+}

@@ -44,6 +44,17 @@ fn every_code_has_an_explanation_and_every_code_that_is_used_exists() {
 }
 
 #[test]
+fn a_broken_structure_is_told_by_its_lines() {
+    let hints = |text: &str| {
+        parse(text).expect_err("broken").items.into_iter().flat_map(|d| d.hints).collect::<Vec<_>>()
+    };
+    let open = hints("version: 1\non: {push: {branches: [main}}\nstages:\n  a: {}\n");
+    assert_eq!(open, ["the [ of line 2 is still open: is its ] missing?"]);
+    let shifted = hints("version: 1\nstages:\n  image:\n    build: {context: .}\n   test:\n    steps: []\n");
+    assert_eq!(shifted, ["the indentation of this line (3 spaces) does not match that of line 4 (4 spaces)"]);
+}
+
+#[test]
 fn a_file_of_another_system_is_taught() {
     let gitlab = "stages: [build, test]\nvariables: {A: b}\nbuild:\n  stage: build\n  script: [make]\n";
     let github = "name: x\non: [push]\njobs:\n  test:\n    runs-on: ubuntu-latest\n    steps: [{uses: actions/checkout@v4}]\n";

@@ -499,3 +499,30 @@ async fn a_pull_that_is_dropped_leaves_nothing() {
     }
     to.settles_at(&before);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_stays_silent_is_told_of_with_each_try() {
+    // Takes connections into its queue and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = silent.local_addr().unwrap().to_string();
+    let http = keelway_http::Settings {
+        system_roots: None,
+        deadlines: keelway_http::Deadlines {
+            connect: Duration::from_secs(5),
+            silence: Duration::from_millis(100),
+            total: None,
+        },
+        ..Default::default()
+    };
+    let mut settings = RegistrySettings { told_after: Duration::from_millis(30), ..Default::default() };
+    settings.retries.attempts = 2;
+    settings.retries.first_wait = Duration::from_millis(1);
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let client = Client::new(&keelway_http::Client::new(http).unwrap(), settings)
+        .unwrap()
+        .telling(Arc::new(move |wait| tell.lock().unwrap().push(wait.to_string())));
+    assert!(client.resolve(&tagged(&host), &Platform::host()).await.is_err());
+    let told = told.lock().unwrap();
+    assert_eq!(told[..2], [1, 2].map(|n| format!("waiting for {host} (try {n} of 2)")));
+}

@@ -12,7 +12,13 @@ fn head_branch_remote_and_dirt_are_found() {
     world.repo.git(&["remote", "add", "origin", "https://me:s3cret@example.com/shop.git"]).unwrap();
     let clean = Checkout::discover(&world.repo.path().join("src")).unwrap();
     assert_eq!(clean.root, world.repo.path().canonicalize().unwrap());
-    assert_eq!((clean.head.commit.as_str(), clean.head.branch.as_deref()), (head.as_str(), Some("main")));
+    assert_eq!(
+        {
+            let at = clean.head.as_ref().unwrap();
+            (at.commit.as_str(), at.branch.as_deref())
+        },
+        (head.as_str(), Some("main"))
+    );
     assert_eq!(
         clean.remote.as_ref().map(ToString::to_string).as_deref(),
         Some("https://example.com/shop.git")
@@ -49,11 +55,14 @@ fn a_detached_head_and_a_linked_work_tree_are_fine() {
     let head = world.repo.head().unwrap();
     world.repo.git(&["checkout", "-q", "--detach"]).unwrap();
     let found = Checkout::discover(world.repo.path()).unwrap();
-    assert_eq!((found.head.commit.as_str(), found.head.branch), (head.as_str(), None));
+    assert_eq!(
+        found.head.as_ref().map(|h| (h.commit.as_str().to_owned(), h.branch.clone())),
+        Some((head, None))
+    );
     let linked = world.dir.path().join("linked");
     world.repo.git(&["worktree", "add", "-q", "-b", "other", &linked.to_string_lossy()]).unwrap();
     let found = Checkout::discover(&linked).unwrap();
-    assert_eq!(found.head.branch.as_deref(), Some("other"));
+    assert_eq!(found.head.as_ref().unwrap().branch.as_deref(), Some("other"));
     assert!(found.tree().unwrap().entry(&TreePath::from("README")).unwrap().is_some());
 }
 
