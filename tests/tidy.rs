@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: whatever is missing here is a failure")]
 
+use cargo_metadata::DependencyKind;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -95,39 +96,79 @@ fn table() -> BTreeMap<String, (u32, BTreeSet<String>)> {
         .collect()
 }
 
+fn packages() -> Vec<cargo_metadata::Package> {
+    let mut command = cargo_metadata::MetadataCommand::new();
+    command.manifest_path(top().join("Cargo.toml")).no_deps().exec().unwrap().packages
+}
+
 #[test]
-fn crates_use_only_what_the_table_allows() {
+fn crates_use_exactly_what_the_table_says() {
     let table = table();
-    let metadata = cargo_metadata::MetadataCommand::new()
-        .manifest_path(top().join("Cargo.toml"))
-        .no_deps()
-        .exec()
-        .unwrap();
     let mut broken = Vec::new();
     let mut seen = BTreeSet::new();
-    for package in metadata.packages {
+    for package in packages() {
         let Some(name) = package.name.strip_prefix("keelway-").filter(|n| *n != "tests") else { continue };
         seen.insert(name.to_owned());
         let Some((level, uses)) = table.get(name) else {
             broken.push(format!("{name}: not in the table"));
             continue;
         };
-        for dep in package.dependencies {
-            let Some(other) = dep.name.strip_prefix("keelway-") else { continue };
-            if dep.kind != cargo_metadata::DependencyKind::Normal || other == "tests" {
-                continue;
-            }
-            if !uses.contains(other) {
-                broken.push(format!("{name} uses {other}, which the table does not allow"));
-            }
-            if table.get(other).is_some_and(|(l, _)| l >= level) {
-                broken.push(format!("{name} (level {level}) uses {other}, which is not lower"));
-            }
-        }
+        let normal = package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal);
+        let used: BTreeSet<String> =
+            normal.filter_map(|d| d.name.strip_prefix("keelway-")).map(str::to_owned).collect();
+        broken.extend(
+            used.difference(uses).map(|o| format!("{name} uses {o}, which the table does not allow")),
+        );
+        broken.extend(uses.difference(&used).map(|o| format!("{name} does not use {o}, as the table says")));
+        broken.extend(
+            used.iter()
+                .filter(|o| table.get(*o).is_some_and(|(l, _)| l >= level))
+                .map(|o| format!("{name} (level {level}) uses {o}, which is not lower")),
+        );
     }
     broken.extend(
         table.keys().filter(|n| !seen.contains(*n)).map(|n| format!("{n}: in the table, but no such crate")),
     );
+    fail_with(broken);
+}
+
+/// Whether a line names an identifier.
+fn names(line: &str, word: &str) -> bool {
+    line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == word)
+}
+
+#[test]
+fn every_declared_dependency_is_used() {
+    let sources = sources();
+    let mut broken = Vec::new();
+    for package in packages() {
+        let folder = |path: &Path| {
+            let path = path.canonicalize().unwrap();
+            format!("{}/", path.parent().unwrap().strip_prefix(top()).unwrap().to_str().unwrap())
+        };
+        // Its own folder, and where its targets lie: the end-to-end tests are a target of cli.
+        let mut folders: BTreeSet<String> =
+            package.targets.iter().map(|t| folder(t.src_path.as_std_path())).collect();
+        folders.insert(folder(package.manifest_path.as_std_path()));
+        let own: Vec<&(String, String)> =
+            sources.iter().filter(|(path, _)| folders.iter().any(|f| path.starts_with(f))).collect();
+        for dep in &package.dependencies {
+            let word = dep.rename.as_ref().unwrap_or(&dep.name).replace('-', "_");
+            let product_only = dep.kind == DependencyKind::Normal && *package.name != "keelway-tests";
+            let used = own.iter().any(|(path, text)| {
+                if product_only {
+                    !is_test_file(path) && product_lines(text).iter().any(|(_, l)| names(l, &word))
+                } else {
+                    text.lines().any(|l| !l.trim_start().starts_with("//") && names(l, &word))
+                }
+            });
+            if !used {
+                let whose = if product_only { "its product" } else { "its tests" };
+                broken
+                    .push(format!("{}: {} is declared, but {whose} never names it", package.name, dep.name));
+            }
+        }
+    }
     fail_with(broken);
 }
 
