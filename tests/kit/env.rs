@@ -22,7 +22,13 @@ pub fn binary(compiled: Option<&str>) -> Option<PathBuf> {
         .filter(|p| p.is_file())
 }
 
-/// A home of one test on /dev/shm, removed when dropped.
+/// Where tests make their folders: what `KEELWAY_TEST_DIR` names, else /dev/shm. A kernel before 6.3 cannot translate
+/// user ids on a tmpfs, so there it names a folder on a disk.
+pub fn place() -> PathBuf {
+    std::env::var_os("KEELWAY_TEST_DIR").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from)
+}
+
+/// A home of one test in [`place`], removed when dropped.
 pub struct Env {
     dir: TempDir,
     bin: PathBuf,
@@ -63,7 +69,7 @@ impl Output {
 impl Env {
     /// An empty home, store and TMPDIR for this binary.
     pub fn new(bin: &Path) -> io::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("keelway-test-").tempdir_in("/dev/shm")?;
+        let dir = tempfile::Builder::new().prefix("keelway-test-").tempdir_in(place())?;
         for name in ["home", "tmp", "store", "work"] {
             fs::create_dir(dir.path().join(name))?;
         }

@@ -64,7 +64,7 @@ impl Registry {
     }
 
     fn start_once(cert: Option<&ServerCert>, user: Option<User<'_>>) -> io::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("kit-registry-").tempdir_in("/dev/shm")?;
+        let dir = tempfile::Builder::new().prefix("kit-registry-").tempdir_in(crate::env::place())?;
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut http = serde_json::json!({"addr": address.to_string(), "relativeurls": true});
         if let Some(cert) = cert {

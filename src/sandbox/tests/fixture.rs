@@ -23,12 +23,18 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 fn with<T>(f: impl FnOnce(&Fixture) -> T) -> T {
     let cell = FIXTURE.get_or_init(|| {
-        let base = tempfile::Builder::new().prefix("keelway-sandbox-").tempdir_in("/dev/shm").unwrap();
+        let base = tempfile::Builder::new().prefix("keelway-sandbox-").tempdir_in(place()).unwrap();
         make_busybox(&base.path().join("busybox"));
         let launcher = Launcher::new(LauncherConfig::new(parent()));
         Mutex::new(Some(Fixture { base, launcher }))
     });
     f(cell.lock().unwrap().as_ref().expect("not cleaned yet"))
+}
+
+/// Where tests make their folders: what `KEELWAY_TEST_DIR` names, else /dev/shm. A kernel before 6.3 cannot translate
+/// user ids on a tmpfs, so there it names a folder on a disk.
+pub fn place() -> PathBuf {
+    std::env::var_os("KEELWAY_TEST_DIR").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from)
 }
 
 /// Removes everything; after all tests.
