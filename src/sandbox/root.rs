@@ -21,6 +21,8 @@ use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mkdirat, mknodat, stat};
 use nix::unistd::{fchdir, pivot_root, symlinkat, write};
+use overlay::Scratch;
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -77,9 +79,31 @@ pub(crate) fn protected_paths() -> (Vec<String>, Vec<String>) {
 /// Made, or opened on the host, before the image is in sight.
 struct Parts {
     devices: Vec<(&'static str, OwnedFd)>,
-    null: OwnedFd,
-    empty: OwnedFd,
-    binds: Vec<Option<OwnedFd>>,
+    null: Cover,
+    empty: Cover,
+    /// One for each mount of the spec that shows something of the machine, or a file's content.
+    views: Vec<Option<OwnedFd>>,
+}
+
+/// What lies over many paths. It is mounted on the first one and cloned from there: before Linux 6.15 what is mounted
+/// nowhere cannot be cloned.
+struct Cover {
+    mount: OwnedFd,
+    mounted: Cell<bool>,
+}
+
+impl Cover {
+    fn new(mount: OwnedFd) -> Self {
+        Self { mount, mounted: Cell::new(false) }
+    }
+
+    fn lay_over(&self, at: &OwnedFd, path: &str) -> Result<(), SetupError> {
+        if !self.mounted.replace(true) {
+            return attach(&self.mount, at, "a mask", path);
+        }
+        let copy = sys::open_tree_clone(self.mount.as_fd(), false).map_err(mount_error("a mask", path))?;
+        attach(&copy, at, "a mask", path)
+    }
 }
 
 /// Beyond the spec.
@@ -115,8 +139,9 @@ pub(crate) fn enter(
         .map_err(step("open /"))?;
     sys::mount_setattr(host_root.as_fd(), 0, libc::MS_PRIVATE, true)
         .map_err(step("make the mounts private (is / a mount point?)"))?;
-    let parts = Parts::open(spec, how)?;
-    let root = overlay::mount(&spec.root, host_root.as_fd(), how)?;
+    let scratch = Scratch::new(host_root.as_fd())?;
+    let parts = Parts::open(spec, how, &scratch)?;
+    let root = overlay::mount(&spec.root, host_root.as_fd(), scratch, how)?;
     let upper = match &spec.root {
         RootFs::Overlay { upper, .. } => Some(open_host_dir(upper)?),
         RootFs::ReadOnly { .. } => None,
@@ -125,8 +150,8 @@ pub(crate) fn enter(
     proc(&mut targets, &parts)?;
     sys_fs(&mut targets, &parts, how.rootless && spec.network != Network::None)?;
     let terminal = dev(&mut targets, &parts, spec, how.ids)?;
-    for (mount, bind) in spec.mounts.iter().zip(&parts.binds) {
-        extra(&mut targets, mount, bind.as_ref())?;
+    for (mount, view) in spec.mounts.iter().zip(&parts.views) {
+        extra(&mut targets, mount, view.as_ref())?;
     }
     pivot(&root)?;
     if matches!(spec.root, RootFs::ReadOnly { .. }) {
@@ -191,8 +216,8 @@ fn tmpfs(size: u64, mode: u32, attributes: u64) -> Result<OwnedFd, Errno> {
 }
 
 impl Parts {
-    fn open(spec: &Spec, how: &How<'_>) -> Result<Self, SetupError> {
-        let nodes = if how.rootless { host_nodes()? } else { device_nodes()? };
+    fn open(spec: &Spec, how: &How<'_>, scratch: &Scratch) -> Result<Self, SetupError> {
+        let nodes = if how.rootless { host_nodes()? } else { device_nodes(scratch)? };
         let devices = DEVICES
             .iter()
             .map(|(name, ..)| Ok((*name, bind_of(&nodes, name).map_err(mount_error("a device", *name))?)))
@@ -202,15 +227,17 @@ impl Parts {
             .map_err(mount_error("a null device, read-only", "/proc"))?;
         let empty = tmpfs(4096, 0o555, RDONLY | NOSUID | NODEV | NOEXEC)
             .map_err(mount_error("an empty directory", "/proc"))?;
-        let binds = spec.mounts.iter().map(|m| open_bind(m, how)).collect::<Result<_, _>>()?;
-        Ok(Self { devices, null, empty, binds })
+        let views = spec.mounts.iter().enumerate();
+        let views = views.map(|(n, m)| open_view(n, m, how, scratch)).collect::<Result<_, _>>()?;
+        Ok(Self { devices, null: Cover::new(null), empty: Cover::new(empty), views })
     }
 }
 
-/// A tmpfs of this sandbox alone with the nodes of [`DEVICES`]. It is mounted nowhere: what the process
+/// A tmpfs of this sandbox alone with the nodes of [`DEVICES`]. It is mounted nowhere when the process starts: what that
 /// reaches are binds of single nodes.
-fn device_nodes() -> Result<OwnedFd, SetupError> {
+fn device_nodes(scratch: &Scratch) -> Result<OwnedFd, SetupError> {
     let fs = tmpfs(4096, 0o755, NOSUID | NOEXEC).map_err(mount_error("tmpfs for devices", "/dev"))?;
+    scratch.hold("devices", &fs)?;
     for (name, major, minor) in DEVICES {
         let mode = Mode::from_bits_truncate(0o666);
         mknodat(&fs, name, SFlag::S_IFCHR, mode, makedev(major, minor))
@@ -260,8 +287,20 @@ fn is_dir(mode: libc::mode_t) -> bool {
     SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFDIR
 }
 
-fn open_bind(mount: &Mount, how: &How<'_>) -> Result<Option<OwnedFd>, SetupError> {
-    let MountKind::Bind { source, access } = &mount.kind else { return Ok(None) };
+/// What the `n`th mount of the spec shows, mounted nowhere yet.
+fn open_view(
+    n: usize,
+    mount: &Mount,
+    how: &How<'_>,
+    scratch: &Scratch,
+) -> Result<Option<OwnedFd>, SetupError> {
+    let (source, access) = match &mount.kind {
+        MountKind::Bind { source, access } => (source, access),
+        MountKind::File { content, mode } => {
+            return content_file(scratch, &format!("file-{n}"), content, *mode, &mount.target).map(Some);
+        }
+        MountKind::Tmpfs { .. } => return Ok(None),
+    };
     let error = |errno: Errno| SetupError::BindSource { path: source.clone(), errno: errno.into() };
     let at = open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(error)?;
     let tree = sys::open_tree_clone(at.as_fd(), true).map_err(error)?;
@@ -295,8 +334,7 @@ fn mask(mount: &OwnedFd, paths: &[&str], parts: &Parts) -> Result<(), SetupError
         let Some(at) = inside(mount, path)? else { continue };
         let stat = fstat(&at).map_err(step(format!("look at {path:?} to mask it")))?;
         let cover = if is_dir(stat.st_mode) { &parts.empty } else { &parts.null };
-        let copy = sys::open_tree_clone(cover.as_fd(), false).map_err(mount_error("a mask", *path))?;
-        attach(&copy, &at, "a mask", *path)?;
+        cover.lay_over(&at, path)?;
     }
     Ok(())
 }
@@ -375,9 +413,9 @@ fn console(dev: &OwnedFd, window: Window, spec: &Spec, ids: IdMap) -> Result<Ter
     Ok(terminal)
 }
 
-fn extra(targets: &mut Targets<'_>, mount: &Mount, bind: Option<&OwnedFd>) -> Result<(), SetupError> {
+fn extra(targets: &mut Targets<'_>, mount: &Mount, view: Option<&OwnedFd>) -> Result<(), SetupError> {
     let target = &mount.target;
-    match (&mount.kind, bind) {
+    match (&mount.kind, view) {
         (MountKind::Bind { .. }, Some(tree)) => {
             let stat = fstat(tree).map_err(step(format!("look at what {target:?} shall be")))?;
             let at = targets.resolve(target, is_dir(stat.st_mode))?;
@@ -388,31 +426,42 @@ fn extra(targets: &mut Targets<'_>, mount: &Mount, bind: Option<&OwnedFd>) -> Re
             let fs = tmpfs(size.0, *mode & 0o7777, NOSUID | NODEV).map_err(mount_error("tmpfs", target))?;
             attach(&fs, &at, "tmpfs", target)
         }
-        (MountKind::File { content, mode }, _) => {
+        (MountKind::File { .. }, Some(file)) => {
             let at = targets.resolve(target, false)?;
-            let file = content_file(content, *mode).map_err(mount_error("a file", target))?;
-            attach(&file, &at, "a file", target)
+            attach(file, &at, "a file", target)
         }
-        // Binds were all opened, or we would not be here.
-        (MountKind::Bind { .. }, None) => Err(mount_error("a bind mount", target)(Errno::EINVAL)),
+        // All were opened, or we would not be here.
+        (MountKind::Bind { .. } | MountKind::File { .. }, None) => {
+            Err(mount_error("a bind mount", target)(Errno::EINVAL))
+        }
     }
 }
 
-/// A read-only bind of one file on a tmpfs of its own. The tmpfs itself is mounted nowhere.
-fn content_file(content: &[u8], mode: u32) -> Result<OwnedFd, Errno> {
+/// A read-only bind of one file on a tmpfs of its own, which is mounted nowhere when the process starts.
+fn content_file(
+    scratch: &Scratch,
+    name: &str,
+    content: &[u8],
+    mode: u32,
+    target: &Path,
+) -> Result<OwnedFd, SetupError> {
     let room = (content.len() as u64).next_multiple_of(4096) + 4096;
-    let fs = tmpfs(room, 0o755, NOSUID | NODEV)?;
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
-    let file = openat(&fs, "file", flags, Mode::from_bits_truncate(mode & 0o777))?;
-    nix::sys::stat::fchmod(&file, Mode::from_bits_truncate(mode & 0o777))?;
-    let mut rest = content;
-    while !rest.is_empty() {
-        rest = &rest[write(&file, rest)?..];
-    }
-    drop(file);
-    let tree = bind_of(&fs, "file")?;
-    sys::mount_setattr(tree.as_fd(), RDONLY | NOSUID | NODEV, 0, false)?;
-    Ok(tree)
+    let fs = tmpfs(room, 0o755, NOSUID | NODEV).map_err(mount_error("a file", target))?;
+    scratch.hold(name, &fs)?;
+    let filled = || -> Result<OwnedFd, Errno> {
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
+        let file = openat(&fs, "file", flags, Mode::from_bits_truncate(mode & 0o777))?;
+        nix::sys::stat::fchmod(&file, Mode::from_bits_truncate(mode & 0o777))?;
+        let mut rest = content;
+        while !rest.is_empty() {
+            rest = &rest[write(&file, rest)?..];
+        }
+        drop(file);
+        let tree = bind_of(&fs, "file")?;
+        sys::mount_setattr(tree.as_fd(), RDONLY | NOSUID | NODEV, 0, false)?;
+        Ok(tree)
+    };
+    filled().map_err(mount_error("a file", target))
 }
 
 fn pivot(root: &OwnedFd) -> Result<(), SetupError> {

@@ -62,7 +62,7 @@ pub(crate) fn stage(
     }
     let at = |name: &str| Path::new(PLACE).join(name);
     sys::own_files_as(how.ids.base).map_err(step("make files as the sandbox's root"))?;
-    let root = overlay::detached(&spec.root, host_root.as_fd(), how)?;
+    let root = overlay::detached(&spec.root, overlay::Scratch::new(host_root.as_fd())?, how)?;
     attach(&root, &directory(&at("rootfs"))?, "the root", at("rootfs"))?;
     mount_points(spec, how, &root, stubs)?;
     sys::own_files_as(0).map_err(step("make files as root"))?;

@@ -40,10 +40,12 @@ struct Sources {
 
 /// A small file system of this sandbox, mounted over the machine's `/` (which absolute paths do not notice): places
 /// for what the overlay needs beside the directories of the spec.
-struct Scratch(OwnedFd);
+///
+/// What stands on it is mounted, so it can be cloned: before Linux 6.15 what is mounted nowhere cannot be.
+pub(super) struct Scratch(OwnedFd);
 
 impl Scratch {
-    fn new(host_root: BorrowedFd<'_>) -> Result<Self, SetupError> {
+    pub(super) fn new(host_root: BorrowedFd<'_>) -> Result<Self, SetupError> {
         let fs = tmpfs(4 << 20, 0o700, NODEV).map_err(mount_error("tmpfs", "/"))?;
         sys::move_mount(fs.as_fd(), host_root).map_err(mount_error("tmpfs", "/"))?;
         Ok(Self(fs))
@@ -59,6 +61,11 @@ impl Scratch {
         let directory = self.make(name)?;
         let path = by_descriptor(&directory, None);
         Ok(Source { shown: path.clone(), path, _mount: Some(directory) })
+    }
+
+    /// Mounts a file system where it can be cloned from, until the scratch directories are detached.
+    pub(super) fn hold(&self, name: &str, fs: &OwnedFd) -> Result<(), SetupError> {
+        sys::move_mount(fs.as_fd(), self.make(name)?.as_fd()).map_err(mount_error("a scratch directory", "/"))
     }
 
     fn detach(self) -> Result<(), SetupError> {
@@ -124,19 +131,19 @@ impl Sources {
 }
 
 /// Mounts the root over the machine's `/` and returns it.
-pub(super) fn mount(root: &RootFs, host_root: BorrowedFd<'_>, how: &How<'_>) -> Result<OwnedFd, SetupError> {
-    let mount = detached(root, host_root, how)?;
+pub(super) fn mount(
+    root: &RootFs,
+    host_root: BorrowedFd<'_>,
+    scratch: Scratch,
+    how: &How<'_>,
+) -> Result<OwnedFd, SetupError> {
+    let mount = detached(root, scratch, how)?;
     sys::move_mount(mount.as_fd(), host_root).map_err(mount_error("overlayfs", "/"))?;
     Ok(mount)
 }
 
-/// The root, mounted nowhere yet.
-pub(super) fn detached(
-    root: &RootFs,
-    host_root: BorrowedFd<'_>,
-    how: &How<'_>,
-) -> Result<OwnedFd, SetupError> {
-    let scratch = Scratch::new(host_root)?;
+/// The root, mounted nowhere yet; the scratch directories are gone.
+pub(super) fn detached(root: &RootFs, scratch: Scratch, how: &How<'_>) -> Result<OwnedFd, SetupError> {
     let sources = Sources::new(root, &scratch, how)?;
     let mount = if how.legacy {
         by_mount2(&sources, &scratch, how.rootless)?
@@ -153,13 +160,13 @@ pub(super) fn detached(
     Ok(mount)
 }
 
-/// Does this kernel's overlayfs know `lowerdir+`?
+/// Does this kernel's overlayfs know `lowerdir+`? Before 6.5 it takes any option, and looks when it is mounted.
 fn has_append() -> bool {
-    let known = || -> Result<(), Errno> {
+    let known = |option| -> Result<(), Errno> {
         let fs = sys::fsopen(c"overlay")?;
-        sys::fsconfig_string(fs.as_fd(), c"lowerdir+", c"/")
+        sys::fsconfig_string(fs.as_fd(), option, c"/")
     };
-    known().is_ok()
+    known(c"lowerdir+").is_ok() && known(c"keelway-asks").is_err()
 }
 
 /// A detached mount.
