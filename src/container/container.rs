@@ -18,7 +18,7 @@ use crate::{Backoff, CommandError, Image, Overrides, Process};
 use keelway_image::user;
 use keelway_model::clock::SystemClock;
 use keelway_model::plan::Health;
-use keelway_model::{Bytes, Clock, Limits, Timestamp};
+use keelway_model::{Clock, Limits, Timestamp};
 use keelway_sandbox::{
     BoxName, CapProfile, ExecError, ExitKind, Handle, Launcher, Mount, Network, RootFs, SetupError,
     SpawnError, Spec, User, Window,
@@ -507,7 +507,6 @@ impl Container {
             Console::Log | Console::Lines { .. } => None,
         };
         spec.mounts.extend(s.shape.mounts.iter().cloned());
-        spec.shm_size = Bytes(64 << 20);
         spec
     }
 }

@@ -113,7 +113,7 @@ pub(crate) fn config(spec: &Spec, bundle: &Bundle<'_>) -> Result<Value, BundleEr
 
 fn mounts(spec: &Spec, bundle: &Bundle<'_>) -> Result<Vec<Value>, BundleError> {
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
-    let shm = format!("size={}", spec.shm_size.0);
+    let shm = format!("size={}", spec.shm_size().0);
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
@@ -198,7 +198,7 @@ fn resources(spec: &Spec) -> Value {
 fn rlimits(spec: &Spec) -> Vec<Value> {
     let limit = |name: &str, soft: u64, hard: u64| json!({ "type": name, "soft": soft, "hard": hard });
     let mut limits: Vec<Value> = spec
-        .rlimits
+        .resource_limits()
         .iter()
         .map(|l| {
             let name = match l.resource {

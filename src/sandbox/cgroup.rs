@@ -10,10 +10,12 @@
 //! and more on v1 after an idle spell.
 
 mod detect;
+mod device;
 mod group;
 
 pub(crate) use detect::every_hierarchy;
 pub use detect::{Controller, Layout, Place};
+pub(crate) use device::disk_of;
 pub(crate) use group::{Door, Group, Plan, enter, remove_everywhere, remove_parents};
 pub use group::{ReapError, Reaped, reap};
 

@@ -162,6 +162,14 @@ pub enum SetupError {
         /// As the kernel names it.
         controller: String,
     },
+    /// A disk to limit that is none.
+    #[error(
+        "cannot limit io: {path:?} is on no disk of this machine but in memory, or on several; keep the state directory on a disk, or leave `limits.io` out"
+    )]
+    NoDisk {
+        /// Host path.
+        path: PathBuf,
+    },
     /// A namespace to join.
     #[error("cannot join the network namespace {path:?}: {errno}")]
     JoinNetwork {

@@ -1,9 +1,9 @@
 //! A process that joined a running sandbox, seen by its owner.
 
+use crate::end::ExitKind;
 use crate::error::{SetupError, SpawnError, WaitError};
 use crate::launcher::readable_within;
 use crate::proto::{self, Order, Report};
-use crate::running::ExitKind;
 use crate::spec::ExecSpec;
 use std::io;
 use std::net::Shutdown;

@@ -6,6 +6,7 @@
 
 mod exec;
 mod foreign;
+mod guard;
 mod interpreter;
 mod join;
 mod pid1;
@@ -13,17 +14,18 @@ pub(crate) mod terminal;
 
 pub(crate) use interpreter::interpreter;
 
+use self::guard::Guard;
 use crate::cgroup::{Door, Group};
+use crate::end::{ExitKind, Usage};
 use crate::error::SetupError;
 use crate::ids::Namespaces;
 use crate::proto::{self, Inner, Order, Report, Request, Stub};
 use crate::root;
-use crate::running::{ExitKind, Usage};
 use crate::spec::{ExecSpec, Network, RootFs};
 use crate::sys::{self, Cloned};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::stat::Mode;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -72,8 +74,10 @@ fn supervise(control: &OwnedFd) -> i32 {
     };
     match group.doors().and_then(|doors| start(control, &request, stdio, &doors)) {
         Ok(mut kept) => {
-            kept.keep(control, &group, &request);
-            finish(control, kept, &group, &request)
+            let mut guard =
+                Guard::new(&request.spec, &group, kept.pid, [control.as_raw_fd(), kept.life.as_raw_fd()]);
+            kept.keep(control, &group, &request, &mut guard);
+            finish(control, kept, guard, &group, &request)
         }
         Err(e) => {
             // Nobody is in it yet.
@@ -138,7 +142,7 @@ impl Kept {
     }
 
     /// Relays until PID 1 is dead.
-    fn keep(&mut self, control: &OwnedFd, group: &Group, request: &Request) {
+    fn keep(&mut self, control: &OwnedFd, group: &Group, request: &Request, guard: &mut Guard<'_>) {
         let mut owner_lives = true;
         let mut inner_talks = true;
         loop {
@@ -150,7 +154,9 @@ impl Kept {
             if owner_lives {
                 fds.push(PollFd::new(control.as_fd(), PollFlags::POLLIN));
             }
-            match poll(&mut fds, PollTimeout::NONE) {
+            let own = fds.len();
+            fds.extend(guard.fds());
+            match poll(&mut fds, guard.patience()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 // Cannot be waited for, so it cannot be kept.
                 Err(_) => {
@@ -158,15 +164,19 @@ impl Kept {
                     break;
                 }
             }
-            let ready = |i: usize| fds.get(i).is_some_and(|f| f.any().unwrap_or(false));
+            let ready = |i: usize| fds[..own].get(i).is_some_and(|f| f.any().unwrap_or(false));
             let dead = ready(0);
             let from_inner = inner_talks && ready(1);
             let from_owner = owner_lives && ready(if inner_talks { 2 } else { 1 });
+            drop(fds);
             if from_inner {
                 inner_talks = self.hear(control);
             }
             if dead {
                 break;
+            }
+            if self.started && guard.look() {
+                self.kill();
             }
             if from_owner {
                 match proto::receive::<Order>(control.as_fd()) {
@@ -218,7 +228,7 @@ impl Kept {
             pid1: self.pidfd.as_fd(),
             doors: &doors,
             ids: request.ids,
-            rlimits: &request.spec.rlimits,
+            rlimits: &request.spec.resource_limits(),
             private: [control.as_raw_fd(), self.life.as_raw_fd()],
         };
         // Nothing can be forked: the end of the socket tells.
@@ -254,18 +264,21 @@ impl Kept {
     }
 }
 
-fn finish(control: &OwnedFd, kept: Kept, group: &Group, request: &Request) -> i32 {
+fn finish(control: &OwnedFd, kept: Kept, guard: Guard<'_>, group: &Group, request: &Request) -> i32 {
     let mut usage = kept.used.clone().unwrap_or_else(|| group.usage());
     usage.cpu = sys::children_cpu();
     let removal = group.remove();
     if let RootFs::Overlay { upper, .. } = &request.spec.root {
         root::remove_stubs(upper, &kept.stubs);
     }
+    let exceeded = guard.finish();
     let report = if kept.started {
         // Without a word of PID 1 it was killed, and the main process with it.
         let kind = kept.end.unwrap_or(ExitKind::Signal(libc::SIGKILL));
         let out_of_memory = usage.oom_kills > 0 && kind != ExitKind::Code(0);
-        Report::Ended { kind: if out_of_memory { ExitKind::OutOfMemory } else { kind }, usage }
+        let kind = if out_of_memory { ExitKind::OutOfMemory } else { kind };
+        // What it exceeded it exceeded, however it ended meanwhile.
+        Report::Ended { kind: exceeded.unwrap_or(kind), usage }
     } else {
         Report::Failed(kept.failure.unwrap_or_else(|| SetupError::Step {
             action: if usage.oom_kills > 0 {

@@ -5,12 +5,12 @@
 //! that process. The socket's end is how init learns that its owner died.
 
 use crate::binary;
-use crate::cgroup::{Layout, ParentName, Plan, remove_everywhere, remove_parents};
+use crate::cgroup::{Layout, ParentName, Plan, disk_of, remove_everywhere, remove_parents};
 use crate::error::{SetupError, SpawnError};
 use crate::ids::{self, IDS, IdMap, Outer, Range};
 use crate::proto::{self, Report, Request};
 use crate::running::Running;
-use crate::spec::Spec;
+use crate::spec::{RootFs, Spec};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -210,7 +210,13 @@ impl Launcher {
         range: Option<Range>,
         mut warnings: Vec<String>,
     ) -> Result<Running, SpawnError> {
+        let device = match &spec.root {
+            _ if !spec.limits.io.is_throttled() => None,
+            RootFs::Overlay { upper, .. } => Some(disk_of(upper)?),
+            RootFs::ReadOnly { lowers } => lowers.last().map(|l| disk_of(l)).transpose()?,
+        };
         let plan = Plan {
+            device,
             layout: self.0.layout.clone(),
             parent: self.0.config.cgroup_parent.clone(),
             name: spec.cgroup.clone(),

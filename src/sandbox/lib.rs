@@ -19,6 +19,7 @@ mod binary;
 mod bundle;
 mod caps;
 pub mod cgroup;
+mod end;
 mod error;
 mod executed;
 mod ids;
@@ -35,13 +36,14 @@ mod sys;
 
 pub use bundle::{BundleError, oci_config};
 pub use cgroup::{BoxName, ParentName};
+pub use end::{Exit, ExitKind, Limit, Usage};
 pub use error::{Errno, ExecError, SetupError, SpawnError, WaitError};
 pub use executed::{Executed, ExecutedHandle};
 pub use ids::IDS;
 pub use init::init_main;
 pub use launcher::{INIT_ARGUMENT, Ids, Launcher, LauncherConfig, OverlayApi, Stdio};
 pub use probe::{Finding, Probe, ProbeFailure, probe};
-pub use running::{Exit, ExitKind, Handle, Running, Usage};
+pub use running::{Handle, Running};
 pub use spec::{
     Access, CapError, CapProfile, CapSet, DEFAULT_PATH, ExecSpec, MAX_LOWERS, Mount, MountKind, Network,
     Resource, Rlimit, RootFs, Spec, SpecError, User, Window, Work,
@@ -82,7 +84,7 @@ mod tests {
         #[test]
         fn no_parser_panics(noise in proptest::collection::vec(any::<u8>(), 0..300), at: usize) {
             let program = std::fs::read("/bin/ls").unwrap();
-            let frame = [&[3, 30, 0, 0, 0][..], br#"{"Failed":{"exec":{"denied":{}"#].concat();
+            let frame = [&[4, 30, 0, 0, 0][..], br#"{"Failed":{"exec":{"denied":{}"#].concat();
             let table = std::fs::read("/proc/self/mountinfo").unwrap();
             for seed in [&program[..1024], b"#!/bin/sh -e\n", &frame, &table, b""] {
                 let data = mutated(seed, at, &noise);

@@ -54,6 +54,8 @@ pub struct Probe {
     pub memory: Finding,
     /// CPU limits.
     pub cpu: Finding,
+    /// Limits of disk traffic.
+    pub io: Finding,
     /// Where the cgroup controllers are.
     pub cgroups: Layout,
 }
@@ -93,6 +95,7 @@ pub fn probe() -> Probe {
         pids: controller(&cgroups.pids, "pids"),
         memory: controller(&cgroups.memory, "memory"),
         cpu: controller(&cgroups.cpu, "cpu"),
+        io: controller(&cgroups.io, "io"),
         kernel,
         cgroups,
     }

@@ -6,9 +6,9 @@
 //! anything is allocated.
 
 use crate::cgroup::Plan as CgroupPlan;
+use crate::end::{ExitKind, Usage};
 use crate::error::SetupError;
 use crate::ids::{IdMap, Outer};
-use crate::running::{ExitKind, Usage};
 use crate::spec::{ExecSpec, Spec};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::de::DeserializeOwned;
@@ -17,7 +17,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Raised with every change of a message.
-pub(crate) const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 4;
 /// Longest frame in bytes: a spec with its largest arguments and some files.
 const MAX_FRAME: usize = 64 << 20;
 const HEADER: usize = 5;

@@ -387,8 +387,8 @@ fn dev(
         devpts.push((c"gid", tty.to_string()));
     }
     let pts = new_fs(c"devpts", &devpts, NOSUID | NOEXEC).map_err(mount_error("devpts", "/dev/pts"))?;
-    let shm =
-        tmpfs(spec.shm_size.0, 0o1777, NOSUID | NODEV | NOEXEC).map_err(mount_error("tmpfs", "/dev/shm"))?;
+    let shm = tmpfs(spec.shm_size().0, 0o1777, NOSUID | NODEV | NOEXEC)
+        .map_err(mount_error("tmpfs", "/dev/shm"))?;
     let queues =
         new_fs(c"mqueue", &[], NOSUID | NODEV | NOEXEC).map_err(mount_error("mqueue", "/dev/mqueue"))?;
     for (name, mount) in [("pts", pts), ("shm", shm), ("mqueue", queues)] {

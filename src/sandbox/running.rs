@@ -1,64 +1,20 @@
 //! A sandbox that runs, and how it ended.
 
 use crate::cgroup::Group;
+use crate::end::{Exit, ExitKind, Usage};
 use crate::error::{SpawnError, WaitError};
 use crate::executed::Executed;
 use crate::launcher::{Launcher, Stdio};
 use crate::proto::{self, Order, Report};
 use crate::spec::ExecSpec;
 use crate::sys;
-use keelway_model::Bytes;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-/// How the main process ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExitKind {
-    /// It exited.
-    Code(i32),
-    /// A signal ended it.
-    Signal(i32),
-    /// The memory limit: the kernel killed a process of the sandbox and the main process did not succeed.
-    OutOfMemory,
-    /// Somebody killed the sandbox's init; all its processes are dead, their end is not known.
-    InitKilled,
-}
-
-/// What it used, as far as the machine counts it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Usage {
-    /// CPU time, user and system, of all its processes.
-    pub cpu: Duration,
-    /// Most memory at one time; only counted under a memory limit.
-    pub peak_memory: Option<Bytes>,
-    /// Processes killed for want of memory.
-    pub oom_kills: u64,
-    /// Forks refused by the process limit.
-    pub pids_refused: u64,
-}
-
-/// The end of a sandbox. When it is seen, every process of the sandbox is dead and its mounts are gone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exit {
-    /// How.
-    pub kind: ExitKind,
-    /// What it used.
-    pub usage: Usage,
-}
-
-impl Exit {
-    /// Exit code 0.
-    pub fn success(&self) -> bool {
-        self.kind == ExitKind::Code(0)
-    }
-}
 
 /// How long the processes of a killed sandbox may take to die.
 const DEATH: Duration = Duration::from_secs(30);

@@ -7,6 +7,7 @@
 pub use crate::caps::{CapError, CapSet};
 use crate::cgroup::BoxName;
 use crate::ids::IDS;
+use keelway_model::limits::DEFAULT_SHM;
 use keelway_model::{Bytes, Limits};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -255,8 +256,6 @@ pub struct Spec {
     pub cgroup: BoxName,
     /// Resource limits beyond the defaults.
     pub rlimits: Vec<Rlimit>,
-    /// Size of /dev/shm.
-    pub shm_size: Bytes,
     /// A terminal of its own, in place of the three descriptors; it is /dev/console, too. The owner gets its
     /// other side: see [`crate::Running::take_terminal`].
     pub terminal: Option<Window>,
@@ -299,12 +298,27 @@ impl Spec {
             caps: CapProfile::Step,
             cgroup,
             rlimits: Vec::new(),
-            shm_size: Bytes(64 << 20),
             terminal: None,
             counted: false,
             work: Work::Program,
             runtime: None,
         }
+    }
+
+    /// Size of /dev/shm.
+    pub fn shm_size(&self) -> Bytes {
+        self.limits.shm.unwrap_or(DEFAULT_SHM)
+    }
+
+    /// The resource limits that were asked for, in either way; the more exact one counts.
+    pub fn resource_limits(&self) -> Vec<Rlimit> {
+        let mut all = self.rlimits.clone();
+        if let Some(most) = self.limits.open_files
+            && !all.iter().any(|l| l.resource == Resource::OpenFiles)
+        {
+            all.push(Rlimit { resource: Resource::OpenFiles, soft: most.into(), hard: most.into() });
+        }
+        all
     }
 
     /// Checks what can be checked without the machine.

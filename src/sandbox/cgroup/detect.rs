@@ -15,17 +15,27 @@ pub enum Controller {
     Memory,
     /// CPU time.
     Cpu,
+    /// Traffic with disks.
+    Io,
 }
 
 impl Controller {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Pids, Self::Memory, Self::Cpu];
-    /// As the kernel names it.
+    pub const ALL: [Self; 4] = [Self::Pids, Self::Memory, Self::Cpu, Self::Io];
+    /// As version 2 names it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pids => "pids",
             Self::Memory => "memory",
             Self::Cpu => "cpu",
+            Self::Io => "io",
+        }
+    }
+    /// As version 1 names it.
+    pub const fn v1_name(self) -> &'static str {
+        match self {
+            Self::Io => "blkio",
+            other => other.name(),
         }
     }
 }
@@ -58,6 +68,9 @@ pub struct Layout {
     pub memory: Option<Place>,
     /// CPU limit.
     pub cpu: Option<Place>,
+    /// Disk traffic limit.
+    #[serde(default)]
+    pub io: Option<Place>,
     /// The v2 tree, whatever controllers it has.
     pub unified: Option<PathBuf>,
 }
@@ -130,7 +143,7 @@ impl Layout {
                 }
                 Some("cgroup") => {
                     for option in after.nth(1).unwrap_or_default().split(',') {
-                        if let Some(c) = Controller::ALL.into_iter().find(|c| c.name() == option) {
+                        if let Some(c) = Controller::ALL.into_iter().find(|c| c.v1_name() == option) {
                             layout.slot(c).get_or_insert_with(|| Place::V1(target.clone()));
                         }
                     }
@@ -154,6 +167,7 @@ impl Layout {
             Controller::Pids => &mut self.pids,
             Controller::Memory => &mut self.memory,
             Controller::Cpu => &mut self.cpu,
+            Controller::Io => &mut self.io,
         }
     }
 
@@ -163,6 +177,7 @@ impl Layout {
             Controller::Pids => self.pids.as_ref(),
             Controller::Memory => self.memory.as_ref(),
             Controller::Cpu => self.cpu.as_ref(),
+            Controller::Io => self.io.as_ref(),
         }
     }
 

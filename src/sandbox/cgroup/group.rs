@@ -1,9 +1,10 @@
 //! Making, limiting, reading and removing the groups of one sandbox.
 
+use super::device::Device;
 use super::{BoxName, Controller, Layout, ParentName, Place, every_hierarchy};
+use crate::end::Usage;
 use crate::error::SetupError;
-use crate::running::Usage;
-use keelway_model::limits::DEFAULT_PIDS;
+use keelway_model::limits::{DEFAULT_PIDS, Io};
 use keelway_model::{Bytes, Limits};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -25,6 +26,8 @@ pub(crate) struct Plan {
     pub parent: ParentName,
     pub name: BoxName,
     pub limits: Limits,
+    /// The disk whose traffic is bounded, where it is.
+    pub device: Option<Device>,
     /// Whether the groups are made that count, also where nothing is bounded.
     pub counted: bool,
     /// Another runtime works in these groups, and makes its own of the same name in all other hierarchies.
@@ -38,8 +41,11 @@ pub(crate) struct Group {
     /// Groups of the same name that another runtime makes, and we only remove.
     others: Vec<PathBuf>,
     memory: Option<(bool, PathBuf)>,
-    pids: Option<PathBuf>,
+    pids: Option<(bool, PathBuf)>,
 }
+
+/// What version 1 cannot do.
+const V1_IO: &str = "`limits.io` bounds reads, and writes that go past the cache (direct io): this machine has cgroup v1, which does not bound what the kernel writes to the disk later";
 
 impl Plan {
     /// The controllers that are needed, with the hierarchies that have them.
@@ -48,11 +54,22 @@ impl Plan {
         for controller in Controller::ALL {
             let asked = match controller {
                 Controller::Pids => self.limits.pids.is_some(),
-                Controller::Memory => self.limits.memory.is_some(),
+                // In the v2 tree what is written to the disk later is charged to whose memory it was in.
+                Controller::Memory => {
+                    self.limits.memory.is_some()
+                        || (!self.limits.io.is_empty()
+                            && self.layout.memory.is_some()
+                            && self.layout.io == self.layout.memory)
+                }
                 Controller::Cpu => self.limits.cpu_millis.is_some(),
+                Controller::Io => !self.limits.io.is_empty(),
             };
             match self.layout.place(controller) {
-                Some(place) if asked || self.counted || controller == Controller::Pids => {
+                Some(place)
+                    if asked
+                        || controller == Controller::Pids
+                        || (self.counted && controller != Controller::Io) =>
+                {
                     wanted.push((controller, place));
                 }
                 // Processes are bounded by a resource limit then.
@@ -104,7 +121,7 @@ impl Plan {
                 Controller::Pids => {
                     let max = u64::from(self.limits.pids.unwrap_or(DEFAULT_PIDS)) + INIT_PIDS;
                     write(&dir, "pids.max", &max.to_string())?;
-                    group.pids = Some(dir);
+                    group.pids = Some((v2, dir));
                 }
                 Controller::Memory => {
                     if let Some(bytes) = self.limits.memory {
@@ -124,9 +141,16 @@ impl Plan {
                         write(&dir, "cpu.cfs_quota_us", &quota.to_string())?;
                     }
                 }
+                Controller::Io => limit_io(&dir, v2, &self.limits.io, self.device)?,
             }
         }
         Ok(())
+    }
+
+    /// What the limits do not hold here.
+    pub(crate) fn warnings(&self) -> Option<String> {
+        let v1 = matches!(self.layout.io, Some(Place::V1(_)));
+        (v1 && self.limits.io.is_throttled()).then(|| V1_IO.to_owned())
     }
 
     /// The group directories, for an owner that has to clean up after its init.
@@ -150,7 +174,8 @@ impl Plan {
     /// What was counted in groups that are there.
     pub(crate) fn usage(&self) -> Usage {
         let mut group = self.groups();
-        group.pids = self.layout.place(Controller::Pids).map(|p| self.dir(p.root()));
+        group.pids =
+            self.layout.place(Controller::Pids).map(|p| (matches!(p, Place::V2(_)), self.dir(p.root())));
         let memory = self.layout.place(Controller::Memory);
         group.memory = memory.map(|p| (matches!(p, Place::V2(_)), self.dir(p.root())));
         group.usage()
@@ -167,6 +192,40 @@ fn limit_memory(dir: &Path, v2: bool, bytes: Bytes) -> Result<(), SetupError> {
     }
     write(dir, "memory.limit_in_bytes", &value)?;
     write_if_there(dir, "memory.memsw.limit_in_bytes", &value)
+}
+
+fn limit_io(dir: &Path, v2: bool, io: &Io, device: Option<Device>) -> Result<(), SetupError> {
+    let bounds = [
+        ("rbps", "blkio.throttle.read_bps_device", io.read.map(|b| b.0)),
+        ("wbps", "blkio.throttle.write_bps_device", io.write.map(|b| b.0)),
+        ("riops", "blkio.throttle.read_iops_device", io.read_ops.map(u64::from)),
+        ("wiops", "blkio.throttle.write_iops_device", io.write_ops.map(u64::from)),
+    ];
+    if let Some(device) = device {
+        let mut line = device.to_string();
+        for (key, file, bound) in bounds {
+            let Some(bound) = bound else { continue };
+            if v2 {
+                line.push_str(&format!(" {key}={bound}"));
+            } else {
+                write(dir, file, &format!("{device} {bound}"))?;
+            }
+        }
+        if v2 && io.is_throttled() {
+            write(dir, "io.max", &line)?;
+        }
+    }
+    let Some(weight) = io.weight else { return Ok(()) };
+    // Who shares a disk by weight depends on its scheduler; bfq and version 1 know less of a range.
+    let files: &[(&str, u16)] = if v2 {
+        &[("io.weight", 10_000), ("io.bfq.weight", 1000)]
+    } else {
+        &[("blkio.bfq.weight", 1000), ("blkio.weight", 1000)]
+    };
+    match files.iter().find(|(file, _)| dir.join(file).exists()) {
+        Some((file, most)) => write(dir, file, &weight.min(*most).to_string()),
+        None => Err(SetupError::NoController { controller: "io by weight".into() }),
+    }
 }
 
 /// Makes the parents and the group itself; in the v2 tree also hands the controllers down.
@@ -286,10 +345,23 @@ impl Group {
             usage.oom_kills = keyed(dir, events, "oom_kill").unwrap_or(0);
             usage.peak_memory = number(dir, peak).map(Bytes);
         }
-        if let Some(dir) = &self.pids {
+        if let Some((_, dir)) = &self.pids {
             usage.pids_refused = keyed(dir, "pids.events", "max").unwrap_or(0);
         }
         usage
+    }
+
+    /// Its file of refused forks, and whether the kernel tells of its changes: version 2 does.
+    pub(crate) fn refusals(&self) -> Option<(fs::File, bool)> {
+        let (v2, dir) = self.pids.as_ref()?;
+        Some((fs::File::open(dir.join("pids.events")).ok()?, *v2))
+    }
+
+    /// The processes in it now, as this machine numbers them.
+    pub(crate) fn members(&self) -> Vec<i32> {
+        let Some((_, dir)) = self.dirs.first() else { return Vec::new() };
+        let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|l| l.parse().ok()).collect()
     }
 
     /// Kills what is left inside and removes the groups. Missing ones are fine.

@@ -2,6 +2,7 @@
 
 use super::group::Plan;
 use super::*;
+use keelway_model::limits::Io;
 use keelway_model::{Bytes, Limits};
 use proptest::prelude::*;
 use std::fs;
@@ -14,6 +15,7 @@ const HYBRID: &str = "\
 31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
 33 30 0:29 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
 34 30 0:30 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+36 30 0:33 / /sys/fs/cgroup/blkio rw,relatime - cgroup cgroup rw,blkio
 35 30 0:31 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
 36 30 0:32 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 ";
@@ -29,12 +31,13 @@ fn v1(path: &str) -> Option<Place> {
 
 #[test]
 fn hybrid_machines_use_v1_for_what_v1_has() {
-    let layout = Layout::from_mountinfo(HYBRID.as_bytes(), |_| "hugetlb\n".into());
+    let layout = Layout::from_mountinfo(HYBRID.as_bytes(), |_| "hugetlb io\n".into());
     assert_eq!(layout.pids, v1("/sys/fs/cgroup/pids"));
     assert_eq!(layout.memory, v1("/sys/fs/cgroup/memory"));
     assert_eq!(layout.cpu, v1("/sys/fs/cgroup/cpu,cpuacct"));
     assert_eq!(layout.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
-    assert_eq!(layout.places().len(), 3);
+    assert_eq!(layout.io, v1("/sys/fs/cgroup/blkio"));
+    assert_eq!(layout.places().len(), 4);
 }
 
 #[test]
@@ -71,7 +74,13 @@ fn plan(layout: Layout) -> Plan {
         layout,
         parent: "keelway/run".parse().unwrap(),
         name: "box".parse().unwrap(),
-        limits: Limits { memory: Some(Bytes(1 << 20)), pids: Some(10), cpu_millis: Some(1500) },
+        limits: Limits {
+            memory: Some(Bytes(1 << 20)),
+            pids: Some(10),
+            cpu_millis: Some(1500),
+            ..Limits::default()
+        },
+        device: None,
         counted: false,
         foreign: false,
     }
@@ -86,13 +95,30 @@ fn v2_limits_go_into_the_right_files() {
     let base = tempfile::tempdir_in("/dev/shm").unwrap();
     recorded_v2(base.path(), &[]);
     let place = || Some(Place::V2(base.path().to_owned()));
-    let layout =
-        Layout { pids: place(), memory: place(), cpu: place(), unified: Some(base.path().to_owned()) };
-    let plan = plan(layout);
+    let layout = Layout {
+        pids: place(),
+        memory: place(),
+        cpu: place(),
+        io: place(),
+        unified: Some(base.path().to_owned()),
+    };
+    let mut plan = plan(layout);
+    plan.limits.io =
+        Io { read: Some(Bytes(5 << 20)), write_ops: Some(300), weight: Some(50), ..Io::default() };
+    plan.device = Some(super::device::Device { major: 254, minor: 16 });
     let dir = base.path().join("keelway/run/box");
     // What the kernel would make with the directory.
     fs::create_dir(&dir).unwrap();
-    for file in ["cgroup.procs", "pids.max", "memory.max", "memory.swap.max", "memory.oom.group", "cpu.max"] {
+    for file in [
+        "cgroup.procs",
+        "pids.max",
+        "memory.max",
+        "memory.swap.max",
+        "memory.oom.group",
+        "cpu.max",
+        "io.max",
+        "io.weight",
+    ] {
         fs::write(dir.join(file), "").unwrap();
     }
     let mut group = plan.groups();
@@ -105,6 +131,8 @@ fn v2_limits_go_into_the_right_files() {
         ("memory.swap.max", "0"),
         ("memory.oom.group", "1"),
         ("cpu.max", "150000 100000"),
+        ("io.max", "254:16 rbps=5242880 wiops=300"),
+        ("io.weight", "50"),
         ("cgroup.procs", "0"),
     ] {
         assert_eq!(read(dir.join(file)), content, "{file}");
@@ -123,15 +151,15 @@ fn v2_controllers_are_handed_down_from_the_root() {
     recorded_v2(base.path(), &[]);
     fs::write(base.path().join("cgroup.subtree_control"), "memory pids\n").unwrap();
     let place = Place::V2(base.path().to_owned());
-    let wanted = [Controller::Pids, Controller::Memory, Controller::Cpu];
+    let wanted = [Controller::Pids, Controller::Memory, Controller::Cpu, Controller::Io];
     group::prepare_parents(&place, &"keelway/run".parse().unwrap(), &wanted).unwrap();
     assert_eq!(
         read(base.path().join("cgroup.subtree_control")),
-        "+cpu",
+        "+cpu +io",
         "what is there is not written again"
     );
     for dir in ["keelway", "keelway/run"] {
-        assert_eq!(read(base.path().join(dir).join("cgroup.subtree_control")), "+pids +memory +cpu");
+        assert_eq!(read(base.path().join(dir).join("cgroup.subtree_control")), "+pids +memory +cpu +io");
     }
 }
 
@@ -169,6 +197,66 @@ fn a_limit_without_its_controller_is_refused_by_name() {
     // Processes are bounded by a resource limit where there is no controller.
     plan.limits = Limits { pids: Some(5), ..Limits::default() };
     plan.create().unwrap();
+    plan.limits.io = Io { read: Some(Bytes(1)), ..Io::default() };
+    let error = plan.create().unwrap_err().to_string();
+    assert!(error.contains("cannot limit io: this machine has no cgroup controller"), "{error}");
+}
+
+#[test]
+fn v1_bounds_traffic_by_a_file_each_and_says_what_it_does_not_bound() {
+    let base = tempfile::tempdir_in("/dev/shm").unwrap();
+    let layout = Layout { io: Some(Place::V1(base.path().to_owned())), ..Layout::default() };
+    let mut plan = plan(layout);
+    plan.limits = Limits {
+        io: Io { write: Some(Bytes(1 << 20)), read_ops: Some(9), weight: Some(5000), ..Io::default() },
+        ..Limits::default()
+    };
+    plan.device = Some(super::device::Device { major: 8, minor: 0 });
+    let dir = base.path().join("keelway/run/box");
+    fs::create_dir_all(&dir).unwrap();
+    let files = ["throttle.write_bps_device", "throttle.read_iops_device", "bfq.weight"];
+    for file in files {
+        fs::write(dir.join(format!("blkio.{file}")), "").unwrap();
+    }
+    plan.limit(&mut plan.groups()).unwrap();
+    for (file, content) in files.into_iter().zip(["8:0 1048576", "8:0 9", "1000"]) {
+        assert_eq!(read(dir.join(format!("blkio.{file}"))), content, "{file}");
+    }
+    assert!(plan.warnings().unwrap().contains("direct io"));
+    // A kernel whose schedulers know no weight.
+    fs::remove_file(dir.join("blkio.bfq.weight")).unwrap();
+    let error = plan.limit(&mut plan.groups()).unwrap_err().to_string();
+    assert!(error.contains("cannot limit io by weight"), "{error}");
+}
+
+#[test]
+fn io_on_v2_takes_the_memory_controller_along() {
+    let base = tempfile::tempdir_in("/dev/shm").unwrap();
+    recorded_v2(base.path(), &[]);
+    let place = || Some(Place::V2(base.path().to_owned()));
+    let layout = Layout { memory: place(), io: place(), ..Layout::default() };
+    let mut plan = plan(layout);
+    plan.limits = Limits { io: Io { weight: Some(10), ..Io::default() }, ..Limits::default() };
+    // A group of plain files has no io.weight.
+    assert!(plan.create().is_err());
+    assert_eq!(read(base.path().join("keelway/run/cgroup.subtree_control")), "+memory +io");
+}
+
+#[test]
+fn a_partition_stands_for_its_disk() {
+    use super::device::{Device, whole};
+    let sys = tempfile::tempdir_in("/dev/shm").unwrap();
+    let disk = sys.path().join("devices/sda");
+    fs::create_dir_all(disk.join("sda1")).unwrap();
+    fs::write(disk.join("dev"), "8:0\n").unwrap();
+    fs::write(disk.join("sda1/partition"), "1\n").unwrap();
+    std::os::unix::fs::symlink("devices/sda", sys.path().join("8:0")).unwrap();
+    std::os::unix::fs::symlink("devices/sda/sda1", sys.path().join("8:1")).unwrap();
+    let of = |major, minor| whole(Device { major, minor }, sys.path()).map(|d| d.to_string());
+    assert_eq!(of(8, 1).as_deref(), Some("8:0"));
+    assert_eq!(of(8, 0).as_deref(), Some("8:0"));
+    assert_eq!(of(0, 41), None, "tmpfs");
+    assert!(super::disk_of(Path::new("/dev/shm")).unwrap_err().to_string().contains("is on no disk"));
 }
 
 #[test]

@@ -8,11 +8,11 @@
 
 use super::pid1;
 use crate::bundle::{self, Bundle};
+use crate::end::ExitKind;
 use crate::error::SetupError;
 use crate::ids::Namespaces;
 use crate::proto::{self, Inner, Order, Request};
 use crate::root::{self, Stage};
-use crate::running::ExitKind;
 use crate::spec::DEFAULT_PATH;
 use crate::sys::{self, Ended};
 use nix::errno::Errno;

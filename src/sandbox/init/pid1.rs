@@ -7,11 +7,11 @@ use super::exec::{self, Streams};
 use super::terminal::Terminal;
 use crate::caps;
 use crate::cgroup::{self, Door};
+use crate::end::ExitKind;
 use crate::error::{ExecError, SetupError};
 use crate::ids::{IdMap, Namespaces};
 use crate::proto::{self, Inner, Order, Request};
 use crate::root;
-use crate::running::ExitKind;
 use crate::seccomp;
 use crate::spec::{CapProfile, Network, Resource, Rlimit, User};
 use crate::sys::{self, Ended};
@@ -126,7 +126,8 @@ fn set_up(
     umask(Mode::from_bits_truncate(0o022));
     root::change_directory(&spec.cwd)?;
     give_stdio(&spec.user, request.ids, stdio);
-    let mut warnings = limit_resources(&spec.rlimits)?;
+    let mut warnings = limit_resources(&spec.resource_limits())?;
+    warnings.extend(request.cgroups.warnings());
     if request.cgroups.layout.pids.is_none() {
         // What a user without cgroups can do: so many processes of each of the sandbox's users.
         let most = u64::from(spec.limits.pids.unwrap_or(DEFAULT_PIDS)) + 1;

@@ -7,9 +7,23 @@ pub fn main(args: &[String]) -> ExitCode {
     match args.first().map(String::as_str) {
         Some("calls") => calls(),
         Some("eat") => eat(),
+        Some("fork-for-ever") => fork_for_ever(),
         _ => return ExitCode::FAILURE,
     }
     ExitCode::SUCCESS
+}
+
+/// Never takes a no for an answer.
+fn fork_for_ever() {
+    loop {
+        // SAFETY: this process has one thread; the child only waits for its end.
+        if unsafe { libc::fork() } == 0 {
+            loop {
+                // SAFETY: takes no arguments.
+                unsafe { libc::pause() };
+            }
+        }
+    }
 }
 
 #[allow(clippy::print_stdout, reason = "the test reads it")]
