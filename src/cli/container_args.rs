@@ -3,7 +3,6 @@
 use clap::{Args, Subcommand};
 use keelway_container::publish::Publish;
 use keelway_container::{ContainerName, RestartPolicy};
-use keelway_model::Bytes;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -114,14 +113,6 @@ fn duration(text: &str) -> Result<Duration, String> {
     keelway_model::parse_duration(text).map_err(|e| e.to_string())
 }
 
-fn cpus(text: &str) -> Result<u32, String> {
-    let millis = text.parse::<f64>().ok().map(|cpus| cpus * 1000.0);
-    match millis {
-        Some(millis) if (1.0..=1_000_000.0).contains(&millis) => Ok(millis as u32),
-        _ => Err("write cores, for example 0.5 or 2".into()),
-    }
-}
-
 /// The flags of `container run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
@@ -161,15 +152,8 @@ pub struct RunArgs {
     /// Its network: private (out through NAT, nothing in), none, or host (this machine's)
     #[arg(long, value_name = "MODE", default_value = "private")]
     pub network: String,
-    /// Its memory, swap included, for example 512m
-    #[arg(long, short, value_name = "BYTES")]
-    pub memory: Option<Bytes>,
-    /// Its processors, for example 1.5
-    #[arg(long, value_name = "N", value_parser = cpus)]
-    pub cpus: Option<u32>,
-    /// Its processes and threads
-    #[arg(long, value_name = "N")]
-    pub pids_limit: Option<u32>,
+    #[command(flatten)]
+    pub limits: crate::limit_args::LimitArgs,
     /// Nothing below / can be written
     #[arg(long)]
     pub read_only: bool,

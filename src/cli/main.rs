@@ -6,6 +6,7 @@ mod container_args;
 mod doctor;
 mod files;
 mod hidden;
+mod limit_args;
 mod machine;
 mod outcome;
 mod render;

@@ -161,7 +161,7 @@ pub struct Status {
     pub last_bad: Option<String>,
     /// How often it was started again.
     pub restarts: u32,
-    /// How it last ended: `exit code 1`, `signal 9`, or why it did not start.
+    /// How it last ended: `exit code 1`, `ended by signal 9`, or why it did not start.
     pub ended: Option<String>,
     /// Its first process, on this machine.
     pub pid: Option<i32>,
@@ -260,7 +260,12 @@ pub fn exit_code(kind: &ExitKind) -> u8 {
     match kind {
         ExitKind::Code(code) => u8::try_from(code & 0xff).unwrap_or(NOT_STARTED),
         ExitKind::Signal(signal) => u8::try_from(128 + (signal & 0x7f)).unwrap_or(u8::MAX),
-        ExitKind::OutOfMemory | ExitKind::InitKilled => 128 + 9,
+        ExitKind::OutOfMemory
+        | ExitKind::OutOfDisk { .. }
+        | ExitKind::TooManyFiles { .. }
+        | ExitKind::TooManyProcesses { .. }
+        | ExitKind::TooMuchOutput { .. }
+        | ExitKind::InitKilled => 128 + 9,
     }
 }
 

@@ -266,14 +266,8 @@ impl Finish {
     pub(crate) fn wait(self, mut running: Running) -> End {
         let end = match running.wait() {
             Ok(exit) => {
-                let text = match exit.kind {
-                    ExitKind::Code(code) => format!("exit code {code}"),
-                    ExitKind::Signal(signal) => format!("signal {signal}"),
-                    ExitKind::OutOfMemory => "out of memory: its limit was reached".to_owned(),
-                    ExitKind::InitKilled => "killed with its sandbox".to_owned(),
-                };
                 let out_of_memory = exit.kind == ExitKind::OutOfMemory;
-                End { text, code: exit_code(&exit.kind), out_of_memory }
+                End { text: exit.to_string(), code: exit_code(&exit.kind), out_of_memory }
             }
             Err(error) => {
                 End { text: error.to_string(), code: crate::container::NOT_STARTED, out_of_memory: false }

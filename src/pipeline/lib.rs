@@ -10,6 +10,7 @@ mod codes;
 pub mod definition;
 pub mod fuzz;
 mod hints;
+mod limits;
 mod planner;
 mod render;
 pub mod schema;

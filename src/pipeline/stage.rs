@@ -3,13 +3,14 @@
 use crate::codes;
 use crate::definition::{Build, Deploy, Kind, Push, Stage, StageImage, Steps, When};
 use crate::hints;
+use crate::limits::{Whose, limits};
 use crate::schema::patterns;
 use crate::trigger::Event;
 use crate::walk::{Fields, Place, Walk, head};
 use crate::yaml::{Entry, Node, Value};
 use keelway_model::ids::AppName;
 use keelway_model::plan::{Health, Network, Step, TagRule};
-use keelway_model::{Bytes, Diagnostic, ImageRef, Limits, Repository, Span, StageName, Tag};
+use keelway_model::{Diagnostic, ImageRef, Repository, Span, StageName, Tag};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -21,7 +22,6 @@ const STAGE: Place = Place {
 };
 const KINDS: [&str; 4] = ["build", "steps", "push", "deploy"];
 const WHEN: Place = Place { name: "a condition", known: &["branch", "event"] };
-const LIMITS: Place = Place { name: "limits", known: &["memory", "pids", "cpu"] };
 const BUILD: Place = Place { name: "a build", known: &["context", "file", "target", "args"] };
 const STEP: Place = Place { name: "a step", known: &["name", "run", "env"] };
 const IMAGE: Place = Place { name: "an image", known: &["stage"] };
@@ -37,8 +37,19 @@ const HEALTH: Place = Place {
 
 /// Every kind of map that this file reads, for the check of the documentation.
 #[cfg(test)]
-pub(crate) const PLACES: &[&Place] =
-    &[&STAGE, &WHEN, &LIMITS, &BUILD, &STEP, &IMAGE, &PUSH, &DEPLOY, &HEALTH];
+pub(crate) const PLACES: &[&Place] = &[
+    &STAGE,
+    &WHEN,
+    &limits::STEPS,
+    &limits::REPLICA,
+    &limits::IO,
+    &BUILD,
+    &STEP,
+    &IMAGE,
+    &PUSH,
+    &DEPLOY,
+    &HEALTH,
+];
 
 /// Replicas of one app, at most.
 const MAX_REPLICAS: u32 = 1000;
@@ -218,54 +229,6 @@ fn misplaced(w: &mut Walk<'_>, fields: Fields<'_>, have: &[(&str, &Entry)]) -> b
     any
 }
 
-fn limits(w: &mut Walk<'_>, fields: Fields<'_>) -> Option<Limits> {
-    let Some(entry) = fields.get("limits") else { return Some(Limits::default()) };
-    let hint = "write limits: {memory: 512M, pids: 200, cpu: 1.5}";
-    let f = w.fields(&entry.value, entry.key_span, &LIMITS, Some(hint))?;
-    let memory = f.value("memory").map_or(Some(None), |n| {
-        let bytes: Bytes = w.parsed(n, "`memory`")?;
-        if bytes.0 < 1 << 20 {
-            w.error_hint(
-                codes::BAD_VALUE,
-                n.span,
-                "`memory` is at least 1M",
-                "write a size with its unit: 512M",
-            );
-            return None;
-        }
-        Some(Some(bytes))
-    });
-    let pids = f.value("pids").map_or(Some(None), |n| w.number(n, "`pids`", 1, 1_000_000).map(Some));
-    let cpu = f.value("cpu").map_or(Some(None), |n| cpu(w, n).map(Some));
-    Some(Limits { memory: memory?, pids: pids?, cpu_millis: cpu? })
-}
-
-/// `1.5` or `1500m`, as thousandths of a core.
-fn cpu(w: &mut Walk<'_>, node: &Node) -> Option<u32> {
-    let text = w.text(node, "`cpu`")?;
-    let plain =
-        |t: &str| !t.is_empty() && t.len() <= 10 && t.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    let millis = match text.strip_suffix('m') {
-        Some(t) if plain(t) => t.parse::<f64>().ok(),
-        None if plain(text) => text.parse::<f64>().ok().map(|c| c * 1000.0),
-        _ => None,
-    };
-    match millis {
-        Some(m) if (10.0..=1_024_000.0).contains(&m) => Some(m.round() as u32),
-        _ => {
-            let shown: String = text.chars().take(40).collect();
-            let message = format!("`cpu` is a number of cores from 0.01 to 1024, not {shown:?}");
-            w.error_hint(
-                codes::BAD_VALUE,
-                node.span,
-                message,
-                "write 1.5 for one and a half cores, or 1500m",
-            );
-            None
-        }
-    }
-}
-
 /// A path inside the repository.
 fn path(w: &mut Walk<'_>, node: &Node, what: &str) -> Option<String> {
     let text = w.word(node, what)?;
@@ -289,7 +252,7 @@ fn path(w: &mut Walk<'_>, node: &Node, what: &str) -> Option<String> {
 }
 
 fn build(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry) -> Option<Build> {
-    let limits = limits(w, fields);
+    let limits = limits(w, fields, Whose::Steps);
     let network = network(w, fields);
     if let (Some(Network::Host), Some(node)) = (network, fields.value("network")) {
         let message = "a build is given the machine's network by the command line alone";
@@ -317,7 +280,7 @@ fn build(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry) -> Option<Build> {
 }
 
 fn steps(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry, draft: &mut Draft) -> Option<Steps> {
-    let limits = limits(w, fields);
+    let limits = limits(w, fields, Whose::Steps);
     let env = fields.value("env").map_or(Some(Vec::new()), |n| w.env(n, "`env`"));
     let network = network(w, fields);
     if let (Some(Network::Host), Some(node)) = (network, fields.value("network")) {
@@ -539,7 +502,7 @@ fn deploy(w: &mut Walk<'_>, entry: &Entry, draft: &mut Draft) -> Option<Deploy> 
     let drain = f.value("drain").map_or(seconds(30), |n| w.duration(n, "`drain`"));
     let stop_grace = f.value("stop_grace").map_or(seconds(10), |n| w.duration(n, "`stop_grace`"));
     let env = f.value("env").map_or(Some(Vec::new()), |n| w.env(n, "`env`"));
-    let limits = limits(w, f);
+    let limits = limits(w, f, Whose::Replica);
     Some(Deploy {
         image: image?,
         to: to?,

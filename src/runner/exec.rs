@@ -3,8 +3,9 @@
 use crate::{Workspace, room};
 use keelway_container::network::{Attached, LOCALHOST, NetworkError};
 use keelway_engine::{Ctx, Failure};
+use keelway_model::limits::DEFAULT_LOG;
 use keelway_model::plan::Network as PlanNetwork;
-use keelway_model::{Limits, LogStream, SnapshotId};
+use keelway_model::{Bytes, Limits, LogStream, SnapshotId};
 use keelway_sandbox::{
     Access, BoxName, CapProfile, Exit, ExitKind, Handle, Launcher, Mount, MountKind, Network, RootFs, Spec,
     Stdio, User,
@@ -157,20 +158,53 @@ fn blocking_run(
         ctx.notice_blocking(warning.clone());
     }
     let _ = tell.send(running.handle());
+    let output = Output::new(spec, running.handle());
     thread::scope(|scope| {
-        let stderr = scope.spawn(|| pump(err_read.into(), LogStream::Stderr, ctx));
-        pump(out_read.into(), LogStream::Stdout, ctx);
+        let stderr = scope.spawn(|| pump(err_read.into(), LogStream::Stderr, ctx, &output));
+        pump(out_read.into(), LogStream::Stdout, ctx, &output);
         let _ = stderr.join();
     });
-    running.wait().map_err(|e| Failure::outside(e.to_string()))
+    running.wait().map(|exit| output.judge(exit)).map_err(|e| Failure::outside(e.to_string()))
 }
 
 fn spawn_failure(e: &keelway_sandbox::SpawnError) -> Failure {
     if e.is_the_images_fault() { Failure::failed(e.to_string()) } else { Failure::outside(e.to_string()) }
 }
 
+/// What a process prints, and how much it may.
+struct Output {
+    limit: Bytes,
+    printed: AtomicU64,
+    handle: Handle,
+}
+
+impl Output {
+    fn new(spec: &Spec, handle: Handle) -> Self {
+        Self { limit: spec.limits.log.unwrap_or(DEFAULT_LOG), printed: AtomicU64::new(0), handle }
+    }
+
+    /// Counts; what is beyond the limit ends the process, and goes nowhere.
+    fn take(&self, bytes: usize) -> bool {
+        let before = self.printed.fetch_add(bytes as u64, Ordering::Relaxed);
+        let fits = before.saturating_add(bytes as u64) <= self.limit.0;
+        if !fits && before <= self.limit.0 {
+            // An error means that it has just ended.
+            let _ = self.handle.kill();
+        }
+        fits
+    }
+
+    /// The end, which too much output is the cause of whatever it looked like.
+    fn judge(&self, mut exit: Exit) -> Exit {
+        if self.printed.load(Ordering::Relaxed) > self.limit.0 {
+            exit.kind = ExitKind::TooMuchOutput { limit: self.limit };
+        }
+        exit
+    }
+}
+
 /// Reads until every writer is gone; sends whole lines, and what is left after 16 KiB without one.
-fn pump(from: OwnedFd, stream: LogStream, ctx: &Ctx) {
+fn pump(from: OwnedFd, stream: LogStream, ctx: &Ctx, output: &Output) {
     const MOST: usize = 16 * 1024;
     let mut from = File::from(from);
     let (mut held, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
@@ -181,6 +215,9 @@ fn pump(from: OwnedFd, stream: LogStream, ctx: &Ctx) {
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(_) => break,
         };
+        if !output.take(n) {
+            continue;
+        }
         held.extend_from_slice(&buffer[..n]);
         let whole = held.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
         let cut = if whole == 0 && held.len() >= MOST { whole_characters(&held) } else { whole };
@@ -213,25 +250,9 @@ fn may_go_on(bytes: &[u8]) -> bool {
 /// The failure of a process that did not end well, `what` in front where the node's name does not say it. What it wrote is still there: where it filled the disk
 /// of the store, that is said.
 pub(crate) fn unsuccessful(what: Option<&str>, exit: &Exit, store: &Path) -> Failure {
-    let failure = ended_badly(what, exit);
-    if room::is_full(store) { room::advise(failure, store) } else { failure }
-}
-
-fn ended_badly(what: Option<&str>, exit: &Exit) -> Failure {
     let what = what.map(|w| format!("{w}: ")).unwrap_or_default();
-    let limit = if exit.usage.pids_refused > 0 {
-        "; its limit of processes was reached: raise `limits.pids`"
-    } else {
-        ""
-    };
-    Failure::failed(match exit.kind {
-        ExitKind::Code(127) => format!("{what}exit code 127 (a command was not found in the image){limit}"),
-        ExitKind::Code(126) => format!("{what}exit code 126 (a command could not be executed){limit}"),
-        ExitKind::Code(code) => format!("{what}exit code {code}{limit}"),
-        ExitKind::Signal(signal) => format!("{what}ended by signal {signal}{limit}"),
-        ExitKind::OutOfMemory => format!("{what}out of memory; raise `limits.memory` or make it use less"),
-        ExitKind::InitKilled => format!("{what}its sandbox was killed from outside"),
-    })
+    let failure = Failure::failed(format!("{what}{exit}"));
+    if room::is_full(store) { room::advise(failure, store) } else { failure }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::outcome::CommandError;
 use crate::{files, render, settings};
 use keelway_engine::Failure;
 use keelway_model::plan::{BuildOp, Grant, Network};
-use keelway_model::{Bytes, Digest, ImageRef, Limits, Platform, SourceText, Tag};
+use keelway_model::{Bytes, Digest, ImageRef, Platform, SourceText, Tag};
 use keelway_registry::{Progress, Stage};
 use keelway_runner::run::{SingleBuild, build_image, image_of};
 use keelway_runner::{Settings, Workspace};
@@ -32,6 +32,7 @@ pub struct BuildArgs {
     pub target: Option<String>,
     pub build_arg: Vec<String>,
     pub network: RunNetwork,
+    pub limits: crate::limit_args::LimitArgs,
 }
 
 fn reference(text: &str) -> Result<ImageRef, CommandError> {
@@ -99,7 +100,7 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
         target: args.target,
         args: build_args(&args.build_arg)?,
         platform: Platform::host(),
-        limits: Limits::default(),
+        limits: args.limits.limits(),
         network,
     };
     let workspace = Workspace::open(&settings)?;

@@ -239,8 +239,8 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
             watch::watch(context, wanted, &names).await
         }
         Verb::Runs(verb) => runs::runs(context, verb),
-        Verb::Image(ImageVerb::Build { dir, tag, file, target, build_arg, network, names }) => {
-            let build = image::BuildArgs { dir, tag, file, target, build_arg, network };
+        Verb::Image(ImageVerb::Build { dir, tag, file, target, build_arg, network, limits, names }) => {
+            let build = image::BuildArgs { dir, tag, file, target, build_arg, network, limits };
             image::build(context, build, &names).await
         }
         Verb::Image(ImageVerb::Pull { image, names }) => image::pull(context, &image, &names).await,

@@ -15,7 +15,7 @@ use keelway_container::keeping::{self, Attachment, Post, Role};
 use keelway_container::record::{Asked, Bind, EndRecord, HealthCommand, NetworkMode, STOP_TIMEOUT, Tmpfs};
 use keelway_container::{Image, Process, RestartPolicy, Stop};
 use keelway_model::plan::UserSpec;
-use keelway_model::{Bytes, Digest, ImageRef, Limits};
+use keelway_model::{Bytes, Digest, ImageRef};
 use keelway_sandbox::CapSet;
 use std::collections::BTreeMap;
 use std::io;
@@ -239,7 +239,7 @@ fn asked(args: &RunArgs) -> Result<Asked, CommandError> {
         hostname: args.hostname.clone(),
         network,
         publish: args.publish.clone(),
-        limits: Limits { memory: args.memory, pids: args.pids_limit, cpu_millis: args.cpus },
+        limits: args.limits.limits(),
         read_only: args.read_only,
         tmpfs: args.tmpfs.iter().map(|t| tmpfs(t)).collect::<Result<_, _>>()?,
         binds: args.volume.iter().map(|v| bind(v)).collect::<Result<_, _>>()?,

@@ -343,7 +343,7 @@ pub fn life() {
     s.ok(Order::StopReplica { fence: s.fence(), replica: id("r1-0"), grace_ms: 5000 });
     let stopped = s.replica(id("r1-0"));
     assert_eq!((stopped.state, stopped.pid), (ReplicaState::Stopped, None), "{stopped:?}");
-    assert_eq!(stopped.ended.as_deref(), Some("signal 15"), "{stopped:?}");
+    assert_eq!(stopped.ended.as_deref(), Some("ended by signal 15"), "{stopped:?}");
     let log = s.log(id("r1-0"), 20);
     assert!(log.iter().any(|l| l.contains("/healthz")), "{log:?}");
     let running = s.order(Order::RemoveReplica { fence: s.fence(), replica: id("r1-1") });
