@@ -176,6 +176,9 @@ pub struct Status {
     /// Whether the memory limit ended it.
     #[serde(default)]
     pub out_of_memory: bool,
+    /// In words, where a limit ended it.
+    #[serde(default)]
+    pub limit: Option<String>,
     /// What the machine did not allow.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -195,6 +198,7 @@ impl Default for Status {
             started: None,
             code: None,
             out_of_memory: false,
+            limit: None,
             warnings: Vec::new(),
         }
     }
@@ -312,6 +316,15 @@ pub(crate) struct End {
     pub text: String,
     pub code: u8,
     pub out_of_memory: bool,
+    /// In words, where a limit ended it.
+    pub limit: Option<String>,
+}
+
+impl End {
+    /// One without a process.
+    pub fn without(text: String, code: u8) -> Self {
+        Self { text, code, out_of_memory: false, limit: None }
+    }
 }
 
 impl Container {
@@ -363,7 +376,7 @@ impl Container {
                     let _ = life.handle.send(None);
                     ended
                 }
-                Err(error) => End { text: error.to_string(), code: error.code(), out_of_memory: false },
+                Err(error) => End::without(error.to_string(), error.code()),
             };
             tracing::info!(ended = ended.text, "the container ended");
             life.status.send_modify(|s| {
@@ -371,6 +384,7 @@ impl Container {
                 s.ended = Some(ended.text.chars().take(MAX_REASON).collect());
                 s.code = Some(ended.code);
                 s.out_of_memory = ended.out_of_memory;
+                s.limit = ended.limit;
                 s.pid = None;
                 s.age = Duration::ZERO;
             });
@@ -543,5 +557,5 @@ impl Drop for Run {
 }
 
 fn join(ended: Result<End, tokio::task::JoinError>) -> End {
-    ended.unwrap_or_else(|e| End { text: format!("lost: {e}"), code: NOT_STARTED, out_of_memory: false })
+    ended.unwrap_or_else(|e| End::without(format!("lost: {e}"), NOT_STARTED))
 }

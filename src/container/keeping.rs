@@ -175,7 +175,7 @@ fn end_of(status: &Status, noted: Option<RunRecord>) -> EndRecord {
     EndRecord {
         code: status.code.unwrap_or(NOT_STARTED),
         out_of_memory: status.out_of_memory,
-        error: status.ended.clone().filter(|_| started.is_none()),
+        error: status.ended.clone().filter(|_| started.is_none()).or_else(|| status.limit.clone()),
         started,
         ended: SystemClock.now(),
     }

@@ -267,11 +267,11 @@ impl Finish {
         let end = match running.wait() {
             Ok(exit) => {
                 let out_of_memory = exit.kind == ExitKind::OutOfMemory;
-                End { text: exit.to_string(), code: exit_code(&exit.kind), out_of_memory }
+                let ended = !matches!(exit.kind, ExitKind::Code(_) | ExitKind::Signal(_));
+                let limit = exit.limit().filter(|_| ended).map(|_| exit.to_string());
+                End { text: exit.to_string(), code: exit_code(&exit.kind), out_of_memory, limit }
             }
-            Err(error) => {
-                End { text: error.to_string(), code: crate::container::NOT_STARTED, out_of_memory: false }
-            }
+            Err(error) => End::without(error.to_string(), crate::container::NOT_STARTED),
         };
         drop((running, self.input, self.ports, self.network));
         // All writers of the pipes are dead, so their end is near; a log on a dead disk must not hold us.

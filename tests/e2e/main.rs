@@ -12,6 +12,7 @@ mod deploy;
 mod deploy_faults;
 mod fleet;
 mod kill;
+mod limits;
 mod network;
 mod pipeline;
 mod registries;
@@ -73,6 +74,7 @@ fn main() {
         shipped::TESTS,
         bad_input::TESTS,
         kill::TESTS,
+        limits::TESTS,
         network::TESTS,
         deploy::TESTS,
         deploy_faults::TESTS,
