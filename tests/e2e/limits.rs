@@ -141,13 +141,13 @@ fn a_disk_filler(world: &World) -> Ended {
 
 fn endless_output(world: &World) -> Ended {
     let env = with_busybox(world);
-    let quiet = run(world, &env, "limits: {log: 8M}", "echo hello").peak;
-    let said = run(world, &env, "limits: {log: 8M}", "echo first; yes");
-    said.expect(1, &["first", "too much output: more than 8.0 MiB; raise `limits.log`"]);
+    let quiet = run(world, &env, "limits: {log: 1M}", "echo hello").peak;
+    let said = run(world, &env, "limits: {log: 1M}", "echo first; yes");
+    said.expect(1, &["first", "too much output: more than 1.0 MiB; raise `limits.log`"]);
     assert!(said.peak < quiet + (64 << 20), "{} MiB, {} when nothing is said", said.peak >> 20, quiet >> 20);
     // Without an end of line nothing is kept for ever, either.
-    let said = run(world, &env, "limits: {log: 8M}", "cat /dev/zero");
-    said.expect(1, &["too much output: more than 8.0 MiB"]);
+    let said = run(world, &env, "limits: {log: 1M}", "cat /dev/zero");
+    said.expect(1, &["too much output: more than 1.0 MiB"]);
     Ok(())
 }
 
