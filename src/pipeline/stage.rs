@@ -40,9 +40,9 @@ const HEALTH: Place = Place {
 pub(crate) const PLACES: &[&Place] = &[
     &STAGE,
     &WHEN,
-    &limits::STEPS,
-    &limits::REPLICA,
-    &limits::IO,
+    &crate::limits::STEPS,
+    &crate::limits::REPLICA,
+    &crate::limits::IO,
     &BUILD,
     &STEP,
     &IMAGE,
