@@ -231,7 +231,6 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         ssh_configs,
         binary,
         allow: names.allow.iter().map(|Allow::HostNetwork| Grant::HostNetwork).collect(),
-        rootless: machine.rootless,
         network_range: names.network_range,
         proxy_env: machine.proxies.clone(),
         monitor: std::time::Duration::from_secs(2),

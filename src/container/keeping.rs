@@ -10,7 +10,7 @@ use crate::container::{Container, Kept, NOT_STARTED, Settings, Shape, Status};
 use crate::containers::{Containers, Entry};
 use crate::image::Image;
 use crate::keeper::{Desk, KeepError, Keeper, Life};
-use crate::network::{self, Networks};
+use crate::network::{self, Networks, Uplink};
 use crate::record::{ContainerFiles, EndRecord, NetworkMode, Record, RunRecord};
 use crate::{ContainerId, Overrides, process};
 use keelway_model::Clock;
@@ -286,8 +286,11 @@ fn prepare(post: &Post, record: &Record, attachment: Attachment) -> Result<Conta
         NetworkMode::None => (Network::None, None),
         NetworkMode::Host => (Network::Host, None),
         NetworkMode::Private => {
-            let networks = Networks::new(record.id.short(), network::Settings::default());
-            (Network::None, Some(networks))
+            let uplink = Uplink::look().ok_or(
+                "a private network of an ordinary user needs pasta: `keelway doctor` says more; or use --network none or host",
+            )?;
+            let settings = network::Settings { uplink, ..network::Settings::default() };
+            (Network::None, Some(Networks::new(record.id.short(), settings)))
         }
     };
     let settings = Settings {

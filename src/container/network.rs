@@ -8,7 +8,7 @@
 //! - every sandbox has a network namespace of its own, that none had before;
 //! - nothing has a name that outlives this process: namespaces, interfaces and rules are held by descriptors, and the
 //!   kernel removes them when it ends, also by SIGKILL. There is nothing to reap;
-//! - no program is started: the kernel is asked by netlink.
+//! - no program is started: the kernel is asked by netlink. An ordinary user's routers reach the machine by pasta(1).
 //!
 //! The machine must be Linux 5.12 or later, and this process root (or have `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`).
 
@@ -23,6 +23,7 @@ mod route;
 mod router;
 #[cfg(test)]
 mod tests;
+mod userland;
 
 pub use dns::resolv_conf;
 pub use namespace::allow_forwarding;
@@ -37,7 +38,7 @@ use router::{Place, Router};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,11 +49,41 @@ pub struct Settings {
     pub range: Option<Range>,
     /// Files that name the machine's servers; the first with a usable one counts.
     pub resolv_conf: Vec<PathBuf>,
+    /// How routers reach the machine.
+    pub uplink: Uplink,
+}
+
+/// How a router reaches the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uplink {
+    /// By an interface of the machine and NAT: root's way.
+    Machine,
+    /// By this program, pasta(1): an ordinary user's.
+    Pasta(PathBuf),
+}
+
+/// Where pasta(1) is looked for.
+const PROGRAM_DIRS: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/bin"];
+/// What pasta(1) makes interfaces with.
+const TUN: &str = "/dev/net/tun";
+
+impl Uplink {
+    /// What this process can do; none for an ordinary user of a machine without pasta(1), or whose /dev/net/tun is
+    /// root's alone.
+    pub fn look() -> Option<Self> {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        if map.split_whitespace().eq(["0", "0", "4294967295"]) {
+            return Some(Self::Machine);
+        }
+        let program = PROGRAM_DIRS.iter().map(|d| Path::new(d).join("pasta")).find(|p| p.is_file())?;
+        let tun = std::fs::OpenOptions::new().read(true).write(true).open(TUN);
+        tun.is_ok().then_some(Self::Pasta(program))
+    }
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { range: None, resolv_conf: dns::files() }
+        Self { range: None, resolv_conf: dns::files(), uplink: Uplink::Machine }
     }
 }
 
@@ -79,6 +110,17 @@ pub enum NetworkError {
         /// The cause.
         #[source]
         source: io::Error,
+    },
+    /// pasta(1) did not start, or ended.
+    #[error(
+        "{} gives no way out: {detail}; `keelway doctor` says what it needs, and `network: none` needs nothing",
+        program.display()
+    )]
+    Userland {
+        /// The program.
+        program: PathBuf,
+        /// What it said.
+        detail: String,
     },
     /// A switch of the kernel could not be set.
     #[error(
@@ -218,7 +260,12 @@ impl Made {
         let home = Namespace::current()?;
         let router = Router::build(&home, run, settings)?;
         let files = &settings.resolv_conf;
-        let reachable = home.inside(|| Ok(ResolvConf::first(files, is_reachable)))?;
+        let look = || Ok(ResolvConf::first(files, is_reachable));
+        // Who is not root may not enter the machine's network again, and is in it.
+        let reachable = match &settings.uplink {
+            Uplink::Machine => home.inside(look)?,
+            Uplink::Pasta(_) => look()?,
+        };
         let servers = ResolvConf::first(files, |_| true);
         let (names, resolver) = (Arc::default(), Mutex::new(None));
         Ok(Self { router, names, reachable, servers, resolver })

@@ -127,8 +127,8 @@ pub(crate) async fn run(workspace: &Workspace, ctx: &Ctx, job: Job) -> Result<Ex
 }
 
 /// What an ordinary user is told.
-const NO_WAY_OUT: &str = "its private network has no way out yet, since this is not root: what needs one runs with --network host, \
-                          or `network: host` in a stage";
+const NO_WAY_OUT: &str = "its private network has no way out: `keelway doctor` says what an ordinary user's needs; with --network host, or \
+                          `network: host` in a stage, it has this machine's";
 
 fn no_network(e: &NetworkError) -> Failure {
     Failure::outside(format!("there is no private network for this step: {e}"))

@@ -4,7 +4,7 @@ use crate::pin::Pins;
 use crate::settings::Settings;
 use crate::{blocking, deploy, exec, lower, push, room, steps};
 use async_trait::async_trait;
-use keelway_container::network::{Networks, Settings as NetworkSettings};
+use keelway_container::network::{Networks, Settings as NetworkSettings, Uplink};
 use keelway_dockerfile::Ignore;
 use keelway_engine::{CancelToken, Ctx, Failure, Perform, Performed};
 use keelway_image::{Blame, KeyContext, StepError};
@@ -57,8 +57,10 @@ impl Workspace {
         let parent = format!("keelway/{own}");
         store.note_cgroup(&parent).map_err(|e| Failure::outside(e.to_string()))?;
         let parent: ParentName = parent.parse().map_err(|e| Failure::bug(format!("run directory: {e}")))?;
-        let networks = NetworkSettings { range: settings.network_range, ..NetworkSettings::default() };
-        let networks = (!settings.rootless).then(|| Networks::new(&own, networks));
+        let networks = Uplink::look().map(|uplink| {
+            let range = settings.network_range;
+            Networks::new(&own, NetworkSettings { range, uplink, ..NetworkSettings::default() })
+        });
         Ok(Self { launcher: Launcher::new(LauncherConfig::new(parent)), store, networks })
     }
 }

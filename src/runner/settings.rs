@@ -40,8 +40,6 @@ pub struct Settings {
     pub binary: PathBuf,
     /// What pushed files may have when they ask.
     pub allow: BTreeSet<Grant>,
-    /// Whether this is an ordinary user, who cannot give a private network a way out.
-    pub rootless: bool,
     /// Addresses of private networks; `None` takes what is free.
     pub network_range: Option<Range>,
     /// Proxy variables of this machine, handed to RUN but never part of a key.

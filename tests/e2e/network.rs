@@ -23,13 +23,13 @@ pub const TESTS: &[Test] = &[
     ("network::kill_leaves_nothing", kill_leaves_nothing),
 ];
 
-const MACHINE: &str = "203.0.113.1";
-const OUTSIDE: &str = "203.0.113.2";
+pub const MACHINE: &str = "203.0.113.1";
+pub const OUTSIDE: &str = "203.0.113.2";
 const PORT: u16 = 4000;
 /// The image of every step: it has a C library that looks names up as most programs do, and a program that says which of
 /// its arguments, `HOST` or `HOST:PORT`, gave it a page.
 const TOOLS: &str = "net/tools";
-const FETCH: &str = "import socket, sys
+pub const FETCH: &str = "import socket, sys
 for where in sys.argv[1:]:
     host, _, port = where.partition(':')
     try:
@@ -43,7 +43,7 @@ for where in sys.argv[1:]:
 const SOON: Duration = Duration::from_secs(20);
 
 /// A machine: commands started by its thread run in its network.
-struct Machine {
+pub struct Machine {
     env: Env,
     keelway: PathBuf,
     resolv_conf: PathBuf,
@@ -96,7 +96,7 @@ fn serve_names() {
 }
 
 /// Does `work` on a machine, in a thread of its network.
-fn on_a_machine(world: &World, work: impl FnOnce(&Machine) + Send) {
+pub fn on_a_machine(world: &World, work: impl FnOnce(&Machine) + Send) {
     let env = world.env();
     let layout = base::oci_layout(Base::Python).expect("the base can be made");
     env.keelway(&["image", "load", layout.to_str().expect("UTF-8"), "base/python:12"]).expect(0);

@@ -2,7 +2,7 @@
 //!
 //! The user exists only in a mount namespace of each command, where /etc/passwd and /etc/subuid name it.
 
-use crate::{Ended, Test, World};
+use crate::{Ended, Test, World, network};
 use keelway_tests::base::{self, Base};
 use keelway_tests::env::{Env, Leaks, Output, run};
 use std::fs;
@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("rootless::a_user_without_ids_is_told", without_ids),
     ("rootless::a_pipeline_runs_and_keeps_its_runs", pipeline),
     ("rootless::ssh_runs_as_the_user_itself", ssh),
+    ("rootless::a_private_network_by_pasta", by_pasta),
     ("rootless::the_doctor_says_what_is_missing", doctor),
 ];
 
@@ -69,7 +70,9 @@ impl Ann {
 
     fn command(&self, dir: &Path, program: &Path) -> Command {
         let script = "mount --make-rprivate / && for f in passwd subuid subgid; do \
-             mount --bind \"$ANN/etc/$f\" /etc/$f || exit 9; done; cd \"$1\" || exit 9; shift; \
+             mount --bind \"$ANN/etc/$f\" /etc/$f || exit 9; done; \
+             if [ -e \"$ANN/dev\" ]; then mount -t tmpfs dev \"$ANN/dev\" && mknod -m 666 \"$ANN/dev/tun\" c 10 200 && \
+             mount --bind \"$ANN/dev/tun\" /dev/net/tun || exit 9; fi; cd \"$1\" || exit 9; shift; \
              exec setpriv --reuid 54321 --regid 54321 --clear-groups env -i HOME=\"$ANN/ann\" PATH=\"$PATH\" \"$@\"";
         let mut c = Command::new("unshare");
         c.args(["-m", "sh", "-c", script, "sh"]).arg(dir).arg(program).env("ANN", self.env.path());
@@ -173,6 +176,32 @@ fn ssh(world: &World) -> Ended {
     command.args(["run", "--repo", "ssh://git@git.example.test/x.git", "--commit", "main"]);
     let out = run(&mut command, DEADLINE).expect("it ends in time").expect(4);
     assert!(out.stderr.contains("asked by 54321 keelway-ann"), "{}", out.stderr);
+    Ok(())
+}
+
+fn by_pasta(world: &World) -> Ended {
+    network::on_a_machine(world, |_| {
+        let leaks = Leaks::record();
+        let ann = Ann::new(world, true);
+        ann.load(Base::Python, "base/python:12");
+        ann.own("net/fetch", network::FETCH);
+        let (outside, machine) = (network::OUTSIDE, network::MACHINE);
+        let run = format!("RUN python3 /fetch {outside} {machine} 127.0.0.1 169.254.169.254");
+        ann.own("net/Dockerfile", &format!("FROM base/python:12\nCOPY fetch /fetch\n{run}\n"));
+        // Without the device she is told, and it has its loopback.
+        let out = ann.keelway(&["image", "build", "net"]).expect(0);
+        assert!(out.stderr.contains("its private network has no way out"), "{}", out.stderr);
+        assert!(out.stderr.contains(&format!("refused {outside}")), "{}", out.stderr);
+
+        fs::create_dir(ann.env.path().join("dev")).expect("a folder");
+        ann.own("net/Dockerfile", &format!("FROM base/python:12\nCOPY fetch /fetch\n{run} # again\n"));
+        let out = ann.keelway(&["image", "build", "net"]).expect(0).stderr;
+        assert!(out.contains(&format!("came {outside} from the outside")), "{out}");
+        for closed in [machine, "127.0.0.1", "169.254.169.254"] {
+            assert!(out.contains(&format!("refused {closed} ")), "{closed}: {out}");
+        }
+        leaks.assert_none();
+    });
     Ok(())
 }
 

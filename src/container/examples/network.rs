@@ -3,7 +3,7 @@
 //! `cargo run --release -p keelway-container --example network [ROUNDS]`, as root. It works in a network namespace of its
 //! own, and leaves the machine as it was.
 
-use keelway_container::network::{Networks, Settings};
+use keelway_container::network::{Networks, Settings, Uplink};
 use nix::sched::{CloneFlags, unshare};
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rounds: usize = std::env::args().nth(1).map_or(Ok(200), |n| n.parse())?;
     let rounds = rounds.max(4);
     unshare(CloneFlags::CLONE_NEWNET)?;
-    let networks = Networks::new("example", Settings { range: None, resolv_conf: Vec::new() });
+    let networks =
+        Networks::new("example", Settings { range: None, resolv_conf: Vec::new(), uplink: Uplink::Machine });
     let mut out = std::io::stdout();
     let begun = Instant::now();
     networks.prepare()?;

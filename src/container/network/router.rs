@@ -12,11 +12,13 @@ use super::namespace::{Namespace, allow_forwarding, set, set_if_there};
 use super::netlink::{Message, Socket};
 use super::range::{MEMBERS, NAMED, PRIVATE, ROUTERS, Range};
 use super::route::{self, End, LOOPBACK};
+use super::userland::Pasta;
 use super::{NetworkError, Settings};
 use nix::errno::Errno;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,9 +53,20 @@ pub(super) struct Router {
     namespace: Namespace,
     /// Asks for interfaces in the router.
     routes: Mutex<Socket>,
-    /// Owns the machine's table: open as long as the table shall be.
-    _owner: Socket,
+    _way_out: WayOut,
     next: AtomicU32,
+}
+
+/// What must live as long as the router reaches out.
+#[derive(Debug)]
+enum WayOut {
+    /// Owns the machine's table: open as long as the table shall be.
+    Machine {
+        _owner: Socket,
+    },
+    Userland {
+        _pasta: Pasta,
+    },
 }
 
 /// A sandbox's place behind the router. Its interface goes with its namespace.
@@ -77,18 +90,10 @@ struct Pair<'a> {
 impl Router {
     /// Makes it, for the machine whose network `home` is. `run` is what people see it by.
     pub(super) fn build(home: &Namespace, run: &str, settings: &Settings) -> Result<Self, NetworkError> {
-        let range = home.inside(|| {
-            allow_forwarding()?;
-            match settings.range {
-                Some(range) => Ok(range),
-                None => {
-                    let path = "/proc/thread-self/net/route";
-                    let routes = std::fs::read_to_string(path)
-                        .map_err(NetworkError::kernel("read the machine's routes"))?;
-                    Range::free(&routes)
-                }
-            }
-        })?;
+        let range = match &settings.uplink {
+            super::Uplink::Machine => home.inside(|| allow_forwarding().and_then(|()| range(settings)))?,
+            super::Uplink::Pasta(_) => range(settings)?,
+        };
         let (namespace, mut routes) = Namespace::make(|_| {
             no_ipv6()?;
             set("ipv4/ip_forward", "1")?;
@@ -105,20 +110,16 @@ impl Router {
             ask(&mut routes, "bring up the router's loopback", vec![route::up(LOOPBACK)])?;
             Ok(routes)
         })?;
-        let Uplink { slot, mut machine_routes, owner } = home.inside(|| uplink(range, &namespace, run))?;
-        let (machine, own) = range.uplink(slot);
+        let way_out = match &settings.uplink {
+            super::Uplink::Machine => by_the_machine(home, range, &namespace, run, &mut routes)?,
+            super::Uplink::Pasta(program) => by_pasta(program, &namespace)?,
+        };
         ask(
             &mut routes,
-            "address the router",
-            vec![
-                route::up(UPLINK.1),
-                route::address(UPLINK.1, own, 31),
-                route::default_route(machine),
-                route::prohibit(LINK_LOCAL.0, LINK_LOCAL.1),
-            ],
+            "close the link-local addresses",
+            vec![route::prohibit(LINK_LOCAL.0, LINK_LOCAL.1)],
         )?;
-        until_it_sends(|| machine_routes.tell(route::look(FIRST_UPLINK + slot)))?;
-        Ok(Self { range, namespace, routes: Mutex::new(routes), _owner: owner, next: AtomicU32::new(0) })
+        Ok(Self { range, namespace, routes: Mutex::new(routes), _way_out: way_out, next: AtomicU32::new(0) })
     }
 
     fn routes(&self) -> MutexGuard<'_, Socket> {
@@ -182,7 +183,9 @@ impl Router {
             // The namespace is the machine's, not that of the sandbox's user namespace, so a capability in there
             // counts for nothing here: what root may do in a container is allowed to everybody instead.
             set("ipv4/ip_unprivileged_port_start", "0")?;
-            set("ipv4/ping_group_range", "0 2147483647")?;
+            let name = "ipv4/ping_group_range";
+            // Who is root of a user namespace has no more groups than that.
+            set(name, "0 2147483647").or_else(|_| set(name, "0 65535")).or_else(|_| set(name, "0 0"))?;
             let mut far = End::new(INSIDE.0, INSIDE.1);
             far.namespace = Some(inside.as_fd());
             let mut messages = vec![route::pair(&pair.near, &far)];
@@ -224,6 +227,56 @@ impl Router {
             Ok((udp, tcp))
         })
     }
+}
+
+/// The range that was asked for, or one that no route of the calling thread's network goes into.
+fn range(settings: &Settings) -> Result<Range, NetworkError> {
+    if let Some(range) = settings.range {
+        return Ok(range);
+    }
+    let routes = std::fs::read_to_string("/proc/thread-self/net/route")
+        .map_err(NetworkError::kernel("read the machine's routes"))?;
+    Range::free(&routes)
+}
+
+fn by_the_machine(
+    home: &Namespace,
+    range: Range,
+    router: &Namespace,
+    run: &str,
+    routes: &mut Socket,
+) -> Result<WayOut, NetworkError> {
+    let Uplink { slot, mut machine_routes, owner } = home.inside(|| uplink(range, router, run))?;
+    let (machine, own) = range.uplink(slot);
+    ask(
+        routes,
+        "address the router",
+        vec![route::up(UPLINK.1), route::address(UPLINK.1, own, 31), route::default_route(machine)],
+    )?;
+    until_it_sends(|| machine_routes.tell(route::look(FIRST_UPLINK + slot)))?;
+    Ok(WayOut::Machine { _owner: owner })
+}
+
+/// Waits until pasta's interface has its route.
+fn by_pasta(program: &Path, router: &Namespace) -> Result<WayOut, NetworkError> {
+    let mut pasta = Pasta::start(program, router, UPLINK.0)?;
+    let end = Instant::now() + NOTICED;
+    let has_route = || {
+        router.inside(|| {
+            let table = std::fs::read_to_string("/proc/thread-self/net/route");
+            let table = table.map_err(NetworkError::kernel("read the router's routes"))?;
+            Ok(table.lines().any(|l| l.split_whitespace().take(2).eq([UPLINK.0, "00000000"])))
+        })
+    };
+    while !has_route()? {
+        pasta.check(program)?;
+        if Instant::now() > end {
+            let detail = format!("it made no interface within {} s", NOTICED.as_secs());
+            return Err(NetworkError::Userland { program: program.to_owned(), detail });
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(WayOut::Userland { _pasta: pasta })
 }
 
 /// What stands between the machine and a router.

@@ -156,7 +156,7 @@ impl Machine {
         std::fs::write(self.resolv_conf(), text).unwrap();
     }
     fn networks(&self, run: &str) -> Networks {
-        Networks::new(run, Settings { range: None, resolv_conf: vec![self.resolv_conf()] })
+        Networks::new(run, Settings { resolv_conf: vec![self.resolv_conf()], ..Settings::default() })
     }
     /// Interfaces towards routers, and the tables that the machine has.
     fn left(&self) -> Vec<String> {
@@ -410,7 +410,7 @@ fn twenty_at_once_and_nothing_left() {
 #[test]
 fn a_machine_without_a_way_out_has_private_networks_all_the_same() {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
-    let networks = Networks::new("r-1", Settings { range: None, resolv_conf: Vec::new() });
+    let networks = Networks::new("r-1", Settings { resolv_conf: Vec::new(), ..Settings::default() });
     let attached = networks.private().unwrap();
     let refused = inside(&attached, || seen_as(OUTSIDE, PORT)).unwrap_err();
     assert_ne!(refused.kind(), ErrorKind::TimedOut, "{refused}");

@@ -126,6 +126,6 @@ mod tests {
         assert_eq!(decimal_size(123_400_000), "123MB");
         let words = |w: &[&str]| command(&w.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>());
         assert_eq!(words(&["sleep", "1000"]), "\"sleep 1000\"");
-        assert_eq!(words(&["sh", "-c", "while true; do :; done"]), "\"sh -c while true; …\"");
+        assert_eq!(words(&["sh", "-c", "while true; do :; done"]), "\"sh -c while true; d…\"");
     }
 }
