@@ -4,7 +4,7 @@ use crate::Test;
 use crate::fixture::*;
 use crate::isolation::parent_of;
 use keelway_sandbox::cgroup::{Layout, reap};
-use keelway_sandbox::{ExitKind, Launcher, LauncherConfig, ParentName, RootFs, Spec, Stdio};
+use keelway_sandbox::{ExitKind, Ids, Launcher, LauncherConfig, ParentName, RootFs, Spec, Stdio};
 use libtest_mimic::Failed;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,7 +19,8 @@ pub const TESTS: &[Test] = &[
     ("death::reap_leaves_the_living_alone", reap_spares),
     ("death::dropping_it_ends_it", dropped),
     ("death::the_thread_that_started_it_may_end", thread_ends),
-    ("death::fifty_leave_nothing", fifty),
+    ("death::many_leave_nothing", many_of_them),
+    ("death::kills_at_random_moments_leave_nothing", at_random_moments),
     ("death::two_of_one_name_are_refused", same_name),
 ];
 
@@ -188,7 +189,12 @@ fn thread_ends() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Fifty sandboxes in a process of its own, so that other tests do not count: `__loop PARENT BASE`.
+/// How many: the environment's word for soaks, else this.
+fn how_many(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
+}
+
+/// Sandboxes in a process of its own, so that other tests do not count: `__loop PARENT BASE`.
 #[allow(clippy::print_stdout, reason = "the test reads it")]
 pub fn many(args: &[String]) -> ExitCode {
     let [parent, base] = args else { return ExitCode::FAILURE };
@@ -215,11 +221,12 @@ pub fn many(args: &[String]) -> ExitCode {
             Ok(mut running) => assert!(running.wait().unwrap().success()),
             Err(e) => assert!(e.exec().is_some(), "{e}"),
         }
+        std::fs::remove_dir_all(dir).unwrap();
     };
     // The first one makes what stays for the life of the process: the sealed copy.
     run(0);
     let before = state();
-    (1..=50).for_each(run);
+    (1..=how_many("KEELWAY_SANDBOXES", 50)).for_each(run);
     assert_eq!(state(), before);
     drop(launcher);
     assert!(groups_below(&parent).is_empty());
@@ -227,10 +234,10 @@ pub fn many(args: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn fifty() -> Result<(), Failed> {
+fn many_of_them() -> Result<(), Failed> {
     let base = fresh();
     make_busybox(&base.join("busybox"));
-    let parent = format!("keelway-test/fifty-{}", std::process::id());
+    let parent = format!("keelway-test/many-{}", std::process::id());
     let output = Command::new(std::env::current_exe()?)
         .args(["__loop", &parent, base.to_str().unwrap_or_default()])
         .output()?;
@@ -240,6 +247,66 @@ fn fifty() -> Result<(), Failed> {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+    Ok(())
+}
+
+/// Starts sandboxes, four at a time, until it is killed: `__storm PARENT BASE`.
+pub fn storm(args: &[String]) -> ExitCode {
+    let [parent, base] = args else { return ExitCode::FAILURE };
+    let base = Path::new(base);
+    let mut config = LauncherConfig::new(parent.parse().unwrap());
+    config.ids = Ids::Own { claims: Some(base.join("ids")) };
+    let launcher = Launcher::new(config);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let launcher = &launcher;
+            scope.spawn(move || {
+                for i in 0.. {
+                    let dir = base.join(format!("{}-{thread}-{i}", std::process::id()));
+                    let (upper, work) = (dir.join("upper"), dir.join("work"));
+                    std::fs::create_dir_all(&upper).unwrap();
+                    std::fs::create_dir(&work).unwrap();
+                    let root = RootFs::Overlay { lowers: vec![base.join("busybox")], upper, work };
+                    let script = "trap '' TERM; (setsid sleep 30 &); sleep 0.01";
+                    let name = format!("box-{thread}-{i}").parse().unwrap();
+                    let mut spec = Spec::new(root, argv(&["/bin/sh", "-c", script]), name);
+                    spec.limits.memory = Some(keelway_model::Bytes(64 << 20));
+                    launcher.spawn(&spec, Stdio::null().unwrap()).unwrap().wait().unwrap();
+                }
+            });
+        }
+    });
+    ExitCode::SUCCESS
+}
+
+fn at_random_moments() -> Result<(), Failed> {
+    let base = fresh();
+    make_busybox(&base.join("busybox"));
+    let parent: ParentName = format!("keelway-test/storm-{}", std::process::id()).parse()?;
+    let mut random = std::process::id() | 1;
+    for round in 0..how_many("KEELWAY_KILLS", 20) {
+        let mut owner = Command::new(std::env::current_exe()?)
+            .args(["__storm", parent.as_str(), base.to_str().unwrap_or_default()])
+            .stdin(ProcessStdio::null())
+            .spawn()?;
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        std::thread::sleep(std::time::Duration::from_micros(u64::from(random >> 8) % 80_000));
+        owner.kill()?;
+        owner.wait()?;
+        // A supervisor holds its range until every process of its sandbox is dead.
+        until(&format!("all sandboxes of round {round} are dead"), || {
+            std::fs::read_dir(base.join("ids")).map_or(true, |dir| {
+                dir.flatten().all(|lock| keelway_disk::Lock::try_take(&lock.path()).unwrap().is_some())
+            })
+        });
+        // As the next start does, on the word of a dead run.
+        reap(&Layout::detect(), std::slice::from_ref(&parent))?;
+        assert!(groups_below(&parent).is_empty(), "round {round}");
+    }
+    // Mounts end with their namespaces: nothing of it is in ours, and the folders can go.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    assert!(!mounts.contains(base.to_str().unwrap_or("?")), "{mounts}");
+    std::fs::remove_dir_all(&base)?;
     Ok(())
 }
 

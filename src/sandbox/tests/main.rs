@@ -32,6 +32,7 @@ fn main() -> std::process::ExitCode {
         Some("__probe") => return probe::main(&args[2..]),
         Some("__owner") => return death::owner(&args[2..]),
         Some("__loop") => return death::many(&args[2..]),
+        Some("__storm") => return death::storm(&args[2..]),
         _ => {}
     }
     let tests: Vec<Test> = [
