@@ -187,12 +187,9 @@ impl Forks {
 impl Room {
     fn of(directory: &OwnedFd) -> Self {
         let Ok(all) = fstatvfs(directory) else { return Self::default() };
-        // `as`: their width depends on the machine.
-        let free = |all: u64, free: u64| all.saturating_sub(free);
         Self {
-            bytes: free(all.blocks() as u64, all.blocks_free() as u64)
-                .saturating_mul(all.fragment_size() as u64),
-            files: free(all.files() as u64, all.files_free() as u64),
+            bytes: all.blocks().saturating_sub(all.blocks_free()).saturating_mul(all.fragment_size()),
+            files: all.files().saturating_sub(all.files_free()),
         }
     }
 }
