@@ -452,9 +452,11 @@ fn target(file: &Dockerfile, target: Option<&str>) -> Result<usize, Box<Diagnost
         Span::default(),
         format!("there is no stage {wanted:?} to build"),
     );
-    Err(Box::new(if let Some(near) = keelway_dockerfile::nearest(&name, &names) {
-        d.hint(format!("did you mean {near:?}?"))
-    } else if names.is_empty() {
+    let d = match keelway_dockerfile::nearest(&name, &names) {
+        Some(near) => d.hint(format!("did you mean {near:?}?")),
+        None => d,
+    };
+    Err(Box::new(if names.is_empty() {
         d.hint("no stage has a name: leave the target out")
     } else {
         d.hint(format!("the stages are {}", names.join(", ")))

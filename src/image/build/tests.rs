@@ -458,7 +458,7 @@ fn an_image_is_known_by_where_it_is_asked_for() {
     assert_eq!(place("a").unwrap().near, None);
     assert_eq!(place("elsewhere"), None);
     let warned = build.warnings().to_string();
-    assert!(warned.contains("Dockerfile:5:13: warning[D0212]"), "{warned}");
+    assert!(warned.contains("Dockerfile:5:6: warning[D0212]"), "{warned}");
     assert!(warned.contains("did you mean the stage \"build\"?"), "{warned}");
 }
 
