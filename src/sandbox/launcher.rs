@@ -30,7 +30,7 @@ pub enum OverlayApi {
     /// The new mount interface where the kernel can do it, else mount(2).
     #[default]
     Auto,
-    /// mount(2) by descriptor paths, as kernels before 6.8 need it: fewer layers, the same result.
+    /// mount(2) by descriptor paths, as kernels before 6.8 need it; the same result.
     Legacy,
 }
 

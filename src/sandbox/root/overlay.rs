@@ -17,6 +17,8 @@ use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+/// Where descriptors have paths.
+const DESCRIPTORS: &str = "/proc/self/fd";
 /// mount(2) takes a page of options.
 const OPTION_PAGE: usize = 4096;
 /// fsconfig(2) takes texts of less than this.
@@ -87,7 +89,7 @@ impl Scratch {
 }
 
 fn by_descriptor(fd: &OwnedFd, name: Option<&OsStr>) -> PathBuf {
-    let base = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let base = Path::new(DESCRIPTORS).join(fd.as_raw_fd().to_string());
     name.map_or(base.clone(), |name| base.join(name))
 }
 
@@ -226,11 +228,16 @@ fn messages(fs: &OwnedFd) -> String {
 /// A detached mount, made where paths can name it.
 fn by_mount2(sources: &Sources, scratch: &Scratch, rootless: bool) -> Result<OwnedFd, SetupError> {
     let mut open = Vec::with_capacity(sources.lowers.len() + 2);
+    // The number of a descriptor: as many layers as overlayfs takes fit into one page.
     let mut short = |source: &Source| -> Result<String, SetupError> {
+        let number = source.path.strip_prefix(DESCRIPTORS).ok().and_then(Path::to_str);
+        if let Some(number) = number.filter(|n| n.bytes().all(|b| b.is_ascii_digit())) {
+            return Ok(number.to_owned());
+        }
         let fd = open_host_dir(&source.path)?;
-        let text = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let number = fd.as_raw_fd().to_string();
         open.push(fd);
-        Ok(text)
+        Ok(number)
     };
     let lower = sources.lowers.iter().rev().map(&mut short).collect::<Result<Vec<_>, _>>()?.join(":");
     let options = format!(
@@ -240,20 +247,19 @@ fn by_mount2(sources: &Sources, scratch: &Scratch, rootless: bool) -> Result<Own
         if rootless { ",userxattr" } else { "" }
     );
     if options.len() >= OPTION_PAGE {
-        return Err(SetupError::Mount {
-            what: "overlayfs".into(),
-            target: "/".into(),
-            errno: Errno::E2BIG.into(),
-            hint: format!(
-                ": {} layers do not fit into one mount call of this kernel; flatten the image or use Linux 6.8",
-                sources.lowers.len()
-            ),
-        });
+        return Err(mount_error("more layers than fit into one mount call of this kernel", "/")(
+            Errno::E2BIG,
+        ));
     }
     drop(scratch.make("root")?);
     let at = by_descriptor(&scratch.0, Some(OsStr::new("root")));
-    nix::mount::mount(Some("overlay"), &at, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
-        .map_err(mount_error("overlayfs", "/"))?;
+    // The numbers are paths from there.
+    let before = open_host_dir(Path::new("."))?;
+    nix::unistd::chdir(DESCRIPTORS).map_err(step("go to the descriptors"))?;
+    let mounted =
+        nix::mount::mount(Some("overlay"), &at, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()));
+    nix::unistd::fchdir(&before).map_err(step("go back from the descriptors"))?;
+    mounted.map_err(mount_error("overlayfs", "/"))?;
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mounted = openat(&scratch.0, "root", flags, Mode::empty()).map_err(step("open the root"))?;
     sys::open_tree_clone(mounted.as_fd(), false).map_err(mount_error("a copy of the overlayfs", "/"))

@@ -177,9 +177,9 @@ fn legacy() -> Result<(), Failed> {
     spec.root = RootFs::ReadOnly { lowers: vec![busybox()] };
     spec.argv = argv(&["/bin/touch", "/x"]);
     assert_eq!(launcher.spawn(&spec, Stdio::null()?)?.wait()?.kind, ExitKind::Code(1));
-    spec.root = over(some_layers(400));
-    let error = launcher.spawn(&spec, Stdio::null()?).expect_err("too many").to_string();
-    assert!(error.contains("400 layers do not fit into one mount call"), "{error}");
+    let mut spec = sh("test -f /f498 && pwd | grep -qx / && echo x > /made");
+    spec.root = over(some_layers(499));
+    assert!(launcher.spawn(&spec, Stdio::null()?)?.wait()?.success());
     Ok(())
 }
 
