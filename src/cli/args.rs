@@ -292,7 +292,7 @@ pub enum ImageVerb {
         #[arg(long, value_enum, default_value_t = RunNetwork::Private, value_name = "NETWORK")]
         network: RunNetwork,
         #[command(flatten)]
-        limits: crate::limit_args::LimitArgs,
+        limits: Box<crate::limit_args::LimitArgs>,
         #[command(flatten)]
         names: Names,
     },

@@ -240,7 +240,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
         }
         Verb::Runs(verb) => runs::runs(context, verb),
         Verb::Image(ImageVerb::Build { dir, tag, file, target, build_arg, network, limits, names }) => {
-            let build = image::BuildArgs { dir, tag, file, target, build_arg, network, limits };
+            let build = image::BuildArgs { dir, tag, file, target, build_arg, network, limits: *limits };
             image::build(context, build, &names).await
         }
         Verb::Image(ImageVerb::Pull { image, names }) => image::pull(context, &image, &names).await,
