@@ -64,7 +64,8 @@ fn refused(env: &Env, code: i32, run: impl Fn() -> Output) -> String {
 fn verdict(env: &Env, text: &str) -> String {
     let text = env.normalise(text);
     let end = text.find("\n[CLOCK] x ").map_or(0, |at| at + 1);
-    text[end..].to_owned()
+    let lines = text[end..].lines().filter(|l| !l.starts_with("[CLOCK] - "));
+    lines.collect::<Vec<_>>().join("\n") + "\n"
 }
 
 /// Nothing of a run that is over is left: no partial blob or upper layer, which lie in run directories, no temporary file,
@@ -151,10 +152,8 @@ fn an_unknown_base(world: &World) -> Ended {
     let name = format!("{}/no/such:1", registry.host());
     let dir = context(&env, "c", &[("Dockerfile", &format!("FROM {name}\nRUN true\n"))]);
     assert_snapshot!(refused(&env, 4, || build(&env, &dir, &[])), @r"
-    [CLOCK] x image failed after [TIME]
-    [CLOCK]   cannot pull 127.0.0.1:[PORT]/no/such:1: 127.0.0.1:[PORT] has nothing by this name, or hides it from this login; check the name, or run `docker login 127.0.0.1:[PORT]` (or another tool that writes docker's config.json)
-
-    [CLOCK] x run build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
+    [CLOCK] x image: failed after [TIME]: Dockerfile:1: FROM 127.0.0.1:[PORT]/no/such:1: cannot pull 127.0.0.1:[PORT]/no/such:1: 127.0.0.1:[PORT] has nothing by this name, or hides it from this login; check the name, or run `docker login 127.0.0.1:[PORT]` (or another tool that writes docker's config.json); 127.0.0.1:[PORT]/no/such:1 is not in this machine's store either: `keelway image load DIR 127.0.0.1:[PORT]/no/such:1` takes it from an OCI layout, `keelway image pull 127.0.0.1:[PORT]/no/such:1` from its registry
+    [CLOCK] x build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
     ");
     Ok(())
 }
@@ -167,10 +166,8 @@ fn a_registry_that_is_down(world: &World) -> Ended {
     };
     let dir = context(&env, "c", &[("Dockerfile", &format!("FROM {host}/base/x:1\n"))]);
     assert_snapshot!(refused(&env, 4, || build(&env, &dir, &[])), @r"
-    [CLOCK] x image failed after [TIME]
-    [CLOCK]   cannot pull 127.0.0.1:[PORT]/base/x:1: cannot connect to 127.0.0.1:[PORT]: connection refused; check that it runs and that the port is right
-
-    [CLOCK] x run build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
+    [CLOCK] x image: failed after [TIME]: Dockerfile:1: FROM 127.0.0.1:[PORT]/base/x:1: cannot pull 127.0.0.1:[PORT]/base/x:1: cannot connect to 127.0.0.1:[PORT]: connection refused; check that it runs and that the port is right; 127.0.0.1:[PORT]/base/x:1 is not in this machine's store either: `keelway image load DIR 127.0.0.1:[PORT]/base/x:1` takes it from an OCI layout, `keelway image pull 127.0.0.1:[PORT]/base/x:1` from its registry
+    [CLOCK] x build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
     ");
     Ok(())
 }
@@ -217,10 +214,8 @@ fn a_wrong_digest(world: &World) -> Ended {
     let name = format!("{}/base/x@sha256:{}", server.host(), "a".repeat(64));
     let dir = context(&env, "c", &[("Dockerfile", &format!("FROM {name}\nRUN true\n"))]);
     assert_snapshot!(refused(&env, 4, || build(&env, &dir, &[])), @r"
-    [CLOCK] x image failed after [TIME]
-    [CLOCK]   cannot pull 127.0.0.1:[PORT]/base/x@sha256:[DIGEST]: manifest: expected sha256:[DIGEST], got sha256:[DIGEST]; nothing of it was kept. 127.0.0.1:[PORT], or something between here and it, is broken or hostile: push the image again, or pull from elsewhere
-
-    [CLOCK] x run build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
+    [CLOCK] x image: failed after [TIME]: Dockerfile:1: FROM 127.0.0.1:[PORT]/base/x@sha256:[DIGEST]: cannot pull 127.0.0.1:[PORT]/base/x@sha256:[DIGEST]: manifest: expected sha256:[DIGEST], got sha256:[DIGEST]; nothing of it was kept. 127.0.0.1:[PORT], or something between here and it, is broken or hostile: push the image again, or pull from elsewhere; 127.0.0.1:[PORT]/base/x@sha256:[DIGEST] is not in this machine's store either: `keelway image load DIR 127.0.0.1:[PORT]/base/x@sha256:[DIGEST]` takes it from an OCI layout, `keelway image pull 127.0.0.1:[PORT]/base/x@sha256:[DIGEST]` from its registry
+    [CLOCK] x build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
     ");
     Ok(())
 }
@@ -259,17 +254,17 @@ fn a_full_disk(world: &World) -> Ended {
     }
     assert_eq!(left.1, 0, "a partial blob or layer is left: {:?}", left.0);
     assert_snapshot!(verdict(&env, &step.expect(1).stderr), @r"
+    [CLOCK] x image [3/3] RUN cat /dev/zero > /big: failed after [TIME]: exit code 1; the disk is full: make room where the store is, then run it again: df -h [DIR]/disk/store
+    [CLOCK] x image: failed after [TIME]
     [CLOCK] x image [3/3] RUN cat /dev/zero > /big failed after [TIME]
     [CLOCK]   | cat: write error: No space left on device
-    [CLOCK]   [3/3] RUN cat /dev/zero > /big: exit code 1; the disk is full: make room where the store is, then run it again: df -h [DIR]/disk/store
-
-    [CLOCK] x run build failed after [TIME], exit code 1 (a step, stage or build failed by its own doing): failed: image
+    [CLOCK]   exit code 1; the disk is full: make room where the store is, then run it again: df -h [DIR]/disk/store
+    [CLOCK] x build failed after [TIME], exit code 1 (a step, stage or build failed by its own doing): failed: image
     ");
     assert_snapshot!(verdict(&env, &copy.expect(4).stderr), @r"
-    [CLOCK] x image [2/2] COPY big /big failed after [TIME]
-    [CLOCK]   [2/2] COPY big /big: cannot write /big in the new layer: No space left on device (os error 28); the disk is full: make room where the store is, then run it again: df -h [DIR]/disk/store
-
-    [CLOCK] x run build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
+    [CLOCK] x image [2/2] COPY big /big: failed after [TIME]: cannot write /big in the new layer: No space left on device (os error 28); the disk is full: make room where the store is, then run it again: df -h [DIR]/disk/store
+    [CLOCK] x image: failed after [TIME]
+    [CLOCK] x build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
     ");
     after.expect(0);
     Ok(())
@@ -298,29 +293,29 @@ fn hosts_that_cannot_be_trusted_or_reached(world: &World) -> Ended {
     let tags = registry.tags("shop/web");
     assert_eq!(tags.len(), 2, "{tags:?}");
     assert_snapshot!(refused(&env, 13, || deploy(&server.config_of_changed_host())), @r"
+    [CLOCK] x production: failed after [TIME]: not every host can be used; nothing was changed
     [CLOCK] x production failed after [TIME]
-    [CLOCK]   production: not every host can be used; nothing was changed
+    [CLOCK]   not every host can be used; nothing was changed
     [CLOCK]     keelway-git-test: its ssh host key has CHANGED since it was recorded; if the host was not reinstalled, somebody may be in between. If it was: ssh-keygen -R keelway-git-test, then record the new key
     [CLOCK]   the whole log: keelway runs logs [RUN] production
-
     [CLOCK] x run [RUN] failed after [TIME], exit code 13 (deploy: refused in preflight, nothing changed): failed: production
     ");
     assert_snapshot!(refused(&env, 13, || deploy(&server.config_of_unknown_host())), @r"
+    [CLOCK] x production: failed after [TIME]: not every host can be used; nothing was changed
     [CLOCK] x production failed after [TIME]
-    [CLOCK]   production: not every host can be used; nothing was changed
+    [CLOCK]   not every host can be used; nothing was changed
     [CLOCK]     keelway-git-test: its ssh host key is not known; compare it with what the host shows, then add it: ssh-keyscan keelway-git-test >> ~/.ssh/known_hosts (or connect once by hand: ssh keelway-git-test)
     [CLOCK]   the whole log: keelway runs logs [RUN] production
-
     [CLOCK] x run [RUN] failed after [TIME], exit code 13 (deploy: refused in preflight, nothing changed): failed: production
     ");
     let config = server.config();
     drop(server);
     assert_snapshot!(refused(&env, 13, || deploy(&config)), @r"
+    [CLOCK] x production: failed after [TIME]: not every host can be used; nothing was changed
     [CLOCK] x production failed after [TIME]
-    [CLOCK]   production: not every host can be used; nothing was changed
+    [CLOCK]   not every host can be used; nothing was changed
     [CLOCK]     keelway-git-test: cannot be reached (ssh: connect to host 127.0.0.1 port [PORT]: Connection refused); check with: ssh keelway-git-test true
     [CLOCK]   the whole log: keelway runs logs [RUN] production
-
     [CLOCK] x run [RUN] failed after [TIME], exit code 13 (deploy: refused in preflight, nothing changed): failed: production
     ");
     assert_eq!(registry.tags("shop/web"), tags);

@@ -166,6 +166,6 @@ fn runs_are_kept(world: &World) -> Ended {
         assert!(show.contains(wanted), "{wanted:?} is not in\n{show}");
     }
     let logs = env.keelway(&["runs", "logs", "--stage", "test"]).expect(0).stdout;
-    assert_eq!(logs, "from the step\n");
+    assert_eq!(logs, "from the step\ntest failed: step unit: exit code 1\n");
     Ok(())
 }
