@@ -228,6 +228,12 @@ fn on_disk() -> Result<(tempfile::TempDir, RootFs), Failed> {
 
 fn no_disk() -> Result<(), Failed> {
     let mut spec = sh("true");
+    // In memory, wherever the other tests work.
+    let memory = tempfile::tempdir_in("/dev/shm")?;
+    let (upper, work) = (memory.path().join("upper"), memory.path().join("work"));
+    std::fs::create_dir(&upper)?;
+    std::fs::create_dir(&work)?;
+    spec.root = keelway_sandbox::RootFs::Overlay { lowers: vec![busybox()], upper, work };
     spec.limits.io = Io { write: Some(Bytes(1 << 20)), ..Io::default() };
     let error = refused(&spec);
     assert!(error.contains("cannot limit io") && error.contains("is on no disk"), "{error}");
