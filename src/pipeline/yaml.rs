@@ -466,12 +466,20 @@ fn read_key(node: Node, seen: &mut HashMap<String, Span>, merges: &[Node]) -> (K
 fn weigh<'a>(children: impl Iterator<Item = &'a Node>) -> (usize, usize, usize) {
     children.fold((0, 0, 0), |(n, t, d), c| (n + c.nodes, t + c.text, d.max(c.depth)))
 }
+
 /// What is probably wrong with the structure before the place where the parser gave up: a bracket that is still open, or
 /// a line that is indented like none above it. Quotes and comments are passed over as plainly as a person would.
 fn structure_hint(text: &str, at: usize) -> Option<String> {
     let before = text.get(..at).unwrap_or(text);
+    // Brackets are counted to the end of the line, since the parser gives up at the collection and not in it.
+    let rest_of_line = text.get(at..).and_then(|rest| rest.find('\n')).map_or(text.len(), |n| at + n);
     let mut open: Vec<(char, usize)> = Vec::new();
-    for (number, line) in before.lines().enumerate() {
+    let closes = |bracket: char| if bracket == '[' { ']' } else { '}' };
+    let still_open = |(bracket, line): (char, usize)| {
+        let missing = closes(bracket);
+        format!("the {bracket} of line {line} is still open: is its {missing} missing?")
+    };
+    for (number, line) in text.get(..rest_of_line).unwrap_or(text).lines().enumerate() {
         let (mut quote, mut last) = (None, ' ');
         for c in line.chars() {
             match (quote, c) {
@@ -480,15 +488,17 @@ fn structure_hint(text: &str, at: usize) -> Option<String> {
                 (None, '#') if last.is_whitespace() => break,
                 (None, '"' | '\'') if !last.is_alphanumeric() => quote = Some(c),
                 (None, '[' | '{') => open.push((c, number + 1)),
-                (None, ']' | '}') => _ = open.pop(),
+                (None, ']' | '}') => match open.pop() {
+                    Some(last) if closes(last.0) != c => return Some(still_open(last)),
+                    _ => {}
+                },
                 (None, _) => {}
             }
             last = c;
         }
     }
-    if let Some((bracket, line)) = open.last() {
-        let missing = if *bracket == '[' { ']' } else { '}' };
-        return Some(format!("the {bracket} of line {line} is still open: is its {missing} missing?"));
+    if let Some(last) = open.pop() {
+        return Some(still_open(last));
     }
     let number = before.matches('\n').count();
     let lines: Vec<&str> = text.lines().collect();

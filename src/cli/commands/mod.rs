@@ -179,6 +179,7 @@ const KILLED: Duration = Duration::from_millis(1500);
 
 /// The first signal asks, the second one kills; a terminal that went away (SIGHUP) only asks, however often. Whatever
 /// does not end then is ended with the process: the next start tidies up as after a kill.
+#[expect(clippy::exit, reason = "blocking work that hangs must not keep a process that was told to end")]
 async fn listen(cancel: CancelSource, manner: Manner) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) =
