@@ -4,19 +4,23 @@
 //! the engine's business, so [`StepCache::try_claim`] never waits.
 
 use keelway_model::{CacheKey, Digest, KeyPart, Output};
-use keelway_store::{CacheRecord, Store};
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use keelway_store::{ClaimError, Store, StoreError};
+
+#[cfg(test)]
+pub(crate) mod memory;
 
 /// Held while a step runs; dropping it, or dying, lets others run the step.
 pub type Claim = Box<dyn std::any::Any + Send>;
 
-/// The store failed: what failed, on what, what to do next.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct CacheError {
-    /// The whole message.
-    pub message: String,
+/// The store failed. It says itself what failed, on what, and what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// A record could not be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The right to run a step could not be asked for.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
 }
 
 /// Results of steps by key.
@@ -31,73 +35,17 @@ pub trait StepCache: Send + Sync + 'static {
     fn try_claim(&self, key: &Digest) -> Result<Option<Claim>, CacheError>;
 }
 
-/// A cache in memory. Clones share one content.
-#[derive(Debug, Clone, Default)]
-pub struct MemoryCache(Arc<Mutex<Memory>>);
-
-#[derive(Debug, Default)]
-struct Memory {
-    outputs: HashMap<Digest, Output>,
-    parts: HashMap<Digest, Vec<(KeyPart, Digest)>>,
-    claimed: HashSet<Digest>,
-}
-
-struct MemoryClaim {
-    cache: MemoryCache,
-    key: Digest,
-}
-
-impl Drop for MemoryClaim {
-    fn drop(&mut self) {
-        self.cache.lock().claimed.remove(&self.key);
-    }
-}
-
-impl MemoryCache {
-    /// Nothing recorded.
-    pub fn new() -> Self {
-        Self::default()
-    }
-    fn lock(&self) -> std::sync::MutexGuard<'_, Memory> {
-        // Every change is one insertion or removal, so a panic elsewhere leaves nothing half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl StepCache for MemoryCache {
-    fn get(&self, key: &CacheKey) -> Result<Option<Output>, CacheError> {
-        Ok(self.lock().outputs.get(&key.digest).cloned())
-    }
-    fn put(&self, key: &CacheKey, output: &Output) -> Result<(), CacheError> {
-        let mut memory = self.lock();
-        memory.outputs.insert(key.digest, output.clone());
-        memory.parts.insert(key.identity, key.parts.clone());
-        Ok(())
-    }
-    fn last_parts(&self, identity: &Digest) -> Result<Option<Vec<(KeyPart, Digest)>>, CacheError> {
-        Ok(self.lock().parts.get(identity).cloned())
-    }
-    fn try_claim(&self, key: &Digest) -> Result<Option<Claim>, CacheError> {
-        let free = self.lock().claimed.insert(*key);
-        Ok(free.then(|| Box::new(MemoryClaim { cache: self.clone(), key: *key }) as Claim))
-    }
-}
-
 impl StepCache for Store {
     fn get(&self, key: &CacheKey) -> Result<Option<Output>, CacheError> {
-        Ok(self.cache_get(key).map(|record| record.output))
+        Ok(self.cache_get(key))
     }
     fn put(&self, key: &CacheKey, output: &Output) -> Result<(), CacheError> {
-        let record = CacheRecord { output: output.clone() };
-        self.cache_put(key, &record).map_err(|e| CacheError { message: e.to_string() })
+        Ok(self.cache_put(key, output)?)
     }
     fn last_parts(&self, identity: &Digest) -> Result<Option<Vec<(KeyPart, Digest)>>, CacheError> {
         Ok(Store::last_parts(self, identity))
     }
     fn try_claim(&self, key: &Digest) -> Result<Option<Claim>, CacheError> {
-        match Store::try_claim(self, key) {
-            Ok(claim) => Ok(claim.map(|c| Box::new(c) as Claim)),
-            Err(e) => Err(CacheError { message: e.to_string() }),
-        }
+        Ok(Store::try_claim(self, key)?.map(|c| Box::new(c) as Claim))
     }
 }

@@ -22,7 +22,9 @@ mod perform;
 mod report;
 mod sink;
 
-pub use cache::{CacheError, Claim, MemoryCache, StepCache};
+#[cfg(test)]
+pub(crate) use cache::memory::MemoryCache;
+pub use cache::{CacheError, Claim, StepCache};
 pub use cancel::{Cancel, CancelReason, CancelSource, CancelToken};
 pub use dispatcher::{Options, RunError, run};
 pub use perform::{Ctx, Failure, LOG_EVENT_BYTES, Perform, Performed};

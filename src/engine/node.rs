@@ -269,7 +269,7 @@ impl From<Failure> for Stop {
 
 impl From<CacheError> for Stop {
     fn from(error: CacheError) -> Self {
-        Self::Failed(Failure::outside(error.message))
+        Self::Failed(Failure::outside(error.to_string()))
     }
 }
 

@@ -17,18 +17,12 @@ use std::path::PathBuf;
 const MAX_MANIFEST: u64 = 4 << 20;
 
 /// What a step with this key gave.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CacheRecord {
-    /// Its output.
-    pub output: Output,
-}
-
 #[derive(Serialize, Deserialize)]
-struct Kept {
+pub(crate) struct Kept {
     key: Digest,
     /// When it was made, for a later collection.
     made: Timestamp,
-    record: CacheRecord,
+    output: Output,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -42,16 +36,16 @@ impl Store {
         self.inner.root.join("cache").join(kind)
     }
 
-    /// The record of a key. A record that is damaged, or whose snapshots, blobs or layers are gone, is a
+    /// The output recorded for a key. A record that is damaged, or whose snapshots, blobs or layers are gone, is a
     /// miss, never an error.
-    pub fn cache_get(&self, key: &CacheKey) -> Option<CacheRecord> {
+    pub fn cache_get(&self, key: &CacheKey) -> Option<Output> {
         let kept: Kept = record::read(&self.cache("keys").join(key.digest.hex()))?;
-        (kept.key == key.digest && self.is_here(&kept.record.output)).then_some(kept.record)
+        (kept.key == key.digest && self.is_here(&kept.output)).then_some(kept.output)
     }
 
     /// Records the output of a key, and the parts of the key as the last of its step.
-    pub fn cache_put(&self, key: &CacheKey, record: &CacheRecord) -> Result<(), StoreError> {
-        let kept = Kept { key: key.digest, made: self.inner.clock.now(), record: record.clone() };
+    pub fn cache_put(&self, key: &CacheKey, output: &Output) -> Result<(), StoreError> {
+        let kept = Kept { key: key.digest, made: self.inner.clock.now(), output: output.clone() };
         self.put_record("keys", &key.digest, &kept)?;
         let last = Last { identity: key.identity, parts: key.parts.clone() };
         self.put_record("last", &key.identity, &last)

@@ -27,6 +27,6 @@ pub fn fuzz_tar(data: &[u8]) {
 pub fn fuzz_record(data: &[u8]) {
     let _ = record::decode::<crate::SnapshotMeta>(data);
     let _ = record::decode::<crate::Layer>(data);
-    let _ = record::decode::<cache::CacheRecord>(data);
+    let _ = record::decode::<cache::Kept>(data);
     assert!(key::decode_table(data).count() <= data.len() / 72);
 }

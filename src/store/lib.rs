@@ -35,7 +35,6 @@ mod view;
 mod walk;
 
 pub use blob::{BlobWriter, CommitError};
-pub use cache::CacheRecord;
 pub use claim::{Claim, ClaimError};
 pub use error::{OpenError, StoreError, content_asks_for_it};
 pub use key::{KeyRules, Verdict, keep_everything};

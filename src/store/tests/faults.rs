@@ -1,7 +1,6 @@
 //! Every step of the disk fails once: the store stays whole.
 
 use super::*;
-use crate::CacheRecord;
 use keelway_model::oci::{Descriptor, media};
 use keelway_model::{CacheKey, Digest, ImageRef, KeyPart, Output};
 use std::io::Write;
@@ -22,7 +21,7 @@ fn everything(store: &Store) -> Result<(), Box<dyn std::error::Error>> {
     let base = store.unpack(&gzip.descriptor, &gzip.diff_id)?;
     assert_eq!(contents(&store.view(&[base])?), contents(&store.view(std::slice::from_ref(&id))?));
     let key = CacheKey::new(Digest::of(b"i"), vec![(KeyPart::Base, Digest::of(b"b"))]);
-    store.cache_put(&key, &CacheRecord { output: Output::Nothing })?;
+    store.cache_put(&key, &Output::Nothing)?;
     let name: ImageRef = "r.example.com/a:1".parse()?;
     store.set_reference(&name, &Descriptor::new(media::MANIFEST, Digest::of(b"a blob"), 6))?;
     Ok(())

@@ -1,7 +1,7 @@
 //! Opening, run directories, blobs, references, cache records, claims.
 
 use super::*;
-use crate::{CacheRecord, ClaimError, CommitError, OpenError, StoreError};
+use crate::{ClaimError, CommitError, OpenError, StoreError};
 use keelway_model::oci::{Descriptor, ImageConfig, Manifest, media};
 use keelway_model::plan::{Chain, ImageOutput};
 use keelway_model::{CacheKey, Digest, ImageRef, KeyPart, Output, PushedDigest};
@@ -141,9 +141,8 @@ fn a_cache_record_is_a_hit_only_while_all_it_names_is_here() {
     assert!(store.last_parts(&key(0).identity).is_none());
     for (n, output) in (0u8..).zip(&outputs) {
         assert_eq!(store.cache_get(&key(n)), None);
-        let record = CacheRecord { output: output.clone() };
-        store.cache_put(&key(n), &record).unwrap();
-        assert_eq!(store.cache_get(&key(n)), Some(record));
+        store.cache_put(&key(n), output).unwrap();
+        assert_eq!(store.cache_get(&key(n)).as_ref(), Some(output));
         assert_eq!(store.last_parts(&key(n).identity), Some(key(n).parts));
     }
     std::fs::remove_file(store.blob_path(&Digest::of(b"layer"))).unwrap();
@@ -193,7 +192,7 @@ fn many_threads_and_one_claim() {
                     let claim = store.claim(&Digest::of(b"same"), far, &|| false).unwrap();
                     most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     store.put_blob(&[n; 1000]).unwrap();
-                    store.cache_put(&key(n), &CacheRecord { output: Output::Nothing }).unwrap();
+                    store.cache_put(&key(n), &Output::Nothing).unwrap();
                     inside.fetch_sub(1, Ordering::SeqCst);
                     done.fetch_add(1, Ordering::SeqCst);
                     drop(claim);
