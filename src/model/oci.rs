@@ -9,6 +9,9 @@ use crate::platform::Platform;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// `PATH` where nothing else is said, as container images expect it.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Media types.
 pub mod media {
     /// OCI image manifest.

@@ -408,8 +408,7 @@ fn check_process(
     Ok(())
 }
 
-/// `PATH` where nothing else is said, as container images expect it.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub use keelway_model::oci::DEFAULT_PATH;
 
 fn absolute(what: &'static str, path: &Path) -> Result<(), SpecError> {
     if path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0) {

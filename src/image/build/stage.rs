@@ -5,22 +5,18 @@
 //! BuildKit words it, without its `# buildkit` mark.
 
 use super::budget::{Budget, UsedUp, Vars};
-use super::metadata::{is_signal, ports};
-use super::scope::is_proxy;
 use super::{Bases, Build, From, Located, Reached};
-use crate::user;
-use keelway_dockerfile::{Argument, Command, Health, Kind, MAX_ERRORS, Word, expand, expand_words};
-use keelway_model::oci::{Descriptor, Healthcheck, History, ImageConfig};
-use keelway_model::plan::{AssembleOp, BaseOp, Unpack, UserSpec};
+use keelway_dockerfile::{Command, Kind, MAX_ERRORS, Word, expand};
+use keelway_model::oci::{DEFAULT_PATH, Descriptor, History, ImageConfig};
+use keelway_model::plan::{AssembleOp, BaseOp, Unpack};
 use keelway_model::{Diagnostic, Diagnostics, Digest, Hasher, ImageRef, NodeId, Op, Plan};
 use std::collections::{BTreeMap, HashMap};
 
+mod config;
 mod steps;
 #[cfg(test)]
 mod tests;
 
-/// PATH of steps whose image sets none, and of images from scratch.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where heredoc scripts with a `#!` line lie while they run.
 const SCRIPTS: &str = "/dev/pipes/";
 
@@ -279,157 +275,29 @@ impl Lower<'_> {
     }
 
     fn instruction(&mut self, state: &mut State, step: &Step<'_>) -> Planned<()> {
-        let kind = &step.located.instruction.kind;
-        match kind {
-            Kind::Run(run) => return self.run(state, step, run),
-            Kind::Copy(t) => return self.transfer(state, step, t, Unpack::Never),
+        match &step.located.instruction.kind {
+            Kind::Run(run) => self.run(state, step, run),
+            Kind::Copy(t) => self.transfer(state, step, t, Unpack::Never),
             Kind::Add(t) => {
                 let unpack =
                     if t.unpack.is_some_and(|(on, _)| !on) { Unpack::Never } else { Unpack::Archives };
-                return self.transfer(state, step, t, unpack);
+                self.transfer(state, step, t, unpack)
             }
-            Kind::Workdir(path) => return self.workdir(state, step, path),
-            Kind::Arg(arguments) => return self.arguments(state, step, arguments),
-            _ => {}
+            Kind::Workdir(path) => self.workdir(state, step, path),
+            Kind::Arg(arguments) => self.arguments(state, step, arguments),
+            Kind::Env(pairs) => self.env(state, step, pairs),
+            Kind::Label(pairs) => self.label(state, step, pairs),
+            Kind::Expose(words) => self.expose(state, step, words),
+            Kind::Volume(words) => self.volume(state, step, words),
+            Kind::User(word) => self.user(state, step, word),
+            Kind::StopSignal(word) => self.stop_signal(state, step, word),
+            Kind::Shell(argv) => self.shell(state, step, argv),
+            Kind::Cmd(command) => self.cmd(state, step, command),
+            Kind::Entrypoint(command) => self.entrypoint(state, step, command),
+            Kind::Healthcheck(health) => self.healthcheck(state, step, health),
+            Kind::Onbuild(trigger) => self.on_build(state, step, trigger),
+            Kind::Maintainer(word) => self.maintainer(state, step, word),
         }
-        let created_by = match kind {
-            Kind::Env(pairs) => {
-                let mut values = Vec::with_capacity(pairs.len());
-                for (name, value) in pairs {
-                    let (key, text) = (self.value(state, step, name)?, self.value(state, step, value)?);
-                    if key.is_empty() || key.contains(['=', '\0']) {
-                        return Err(step.error(
-                            "D0204",
-                            name,
-                            format!("{key:?} cannot be the name of a variable"),
-                        ));
-                    }
-                    values.push((key, text));
-                }
-                // Only now: no value sees another of the same instruction.
-                let mut said = Vec::with_capacity(values.len());
-                for (key, text) in values {
-                    state.env.set(&key, &text);
-                    let entry = format!("{key}={text}");
-                    let env = &mut state.config.config.env;
-                    match state.config_env.get(&key).and_then(|i| env.get_mut(*i)) {
-                        Some(old) => old.clone_from(&entry),
-                        None => {
-                            state.config_env.insert(key, env.len());
-                            env.push(entry.clone());
-                        }
-                    }
-                    said.push(entry);
-                }
-                format!("ENV {}", said.join(" "))
-            }
-            Kind::Label(pairs) => {
-                let mut said = Vec::new();
-                for (name, value) in pairs {
-                    let (key, text) = (self.value(state, step, name)?, self.value(state, step, value)?);
-                    said.push(format!("{key}={text}"));
-                    state.config.config.labels.insert(key, text);
-                }
-                format!("LABEL {}", said.join(" "))
-            }
-            Kind::Expose(words) => {
-                let mut said = Vec::new();
-                for word in words {
-                    let several = expand_words(&word.text, &state.env, self.build.dockerfile.escape)
-                        .map_err(|e| step.error("D0204", word, e.to_string()))?;
-                    for port in several {
-                        let several = ports(&port).map_err(|e| step.error("D0206", word, e))?;
-                        self.charge(step, several.iter().map(|p| p.len() + 16).sum())?;
-                        said.extend(several);
-                    }
-                }
-                state.config.config.exposed_ports.extend(said.iter().map(|p| (p.clone(), BTreeMap::new())));
-                format!("EXPOSE [{}]", said.join(" "))
-            }
-            Kind::Volume(words) => {
-                let values = words.iter().map(|w| self.value(state, step, w)).collect::<Planned<Vec<_>>>()?;
-                if values.iter().any(String::is_empty) {
-                    return Err(step.refuse("a volume expands to an empty text"));
-                }
-                state.config.config.volumes.extend(values.iter().map(|v| (v.clone(), BTreeMap::new())));
-                format!("VOLUME [{}]", values.join(" "))
-            }
-            Kind::User(word) => {
-                let user = self.value(state, step, word)?;
-                user::check(&UserSpec(user.clone())).map_err(|e| step.error("D0206", word, e.to_string()))?;
-                state.config.config.user = Some(user.clone());
-                format!("USER {user}")
-            }
-            Kind::StopSignal(word) => {
-                let signal = self.value(state, step, word)?;
-                if !is_signal(&signal) {
-                    return Err(step.error(
-                        "D0206",
-                        word,
-                        format!("{signal:?} is not a signal: write SIGTERM or a number"),
-                    ));
-                }
-                state.config.config.stop_signal = Some(signal.clone());
-                format!("STOPSIGNAL {signal}")
-            }
-            Kind::Shell(argv) => {
-                state.config.config.shell.clone_from(argv);
-                format!("SHELL [{}]", argv.join(" "))
-            }
-            Kind::Cmd(command) => {
-                let argv = argv(state, command);
-                state.cmd_set = true;
-                let said = format!("CMD {}", json(&argv));
-                state.config.config.cmd = Some(argv);
-                said
-            }
-            Kind::Entrypoint(command) => {
-                let argv = argv(state, command);
-                if !state.cmd_set {
-                    state.config.config.cmd = None;
-                }
-                let said = format!("ENTRYPOINT {}", json(&argv));
-                state.config.config.entrypoint = Some(argv);
-                said
-            }
-            Kind::Healthcheck(health) => {
-                let check = healthcheck(health);
-                let said = format!("HEALTHCHECK {}", json(&check.test));
-                state.config.config.healthcheck = Some(check);
-                said
-            }
-            Kind::Onbuild(trigger) => {
-                state.config.config.on_build.push(trigger.text.clone());
-                format!("ONBUILD {}", shown(&trigger.text))
-            }
-            Kind::Maintainer(word) => {
-                state.config.author = Some(word.text.clone());
-                format!("MAINTAINER {}", word.text)
-            }
-            Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_) | Kind::Arg(_) => return Ok(()),
-        };
-        self.record(state, step, created_by, Layer::None)
-    }
-
-    fn arguments(&mut self, state: &mut State, step: &Step<'_>, arguments: &[Argument]) -> Planned<()> {
-        let mut said = Vec::new();
-        for argument in arguments {
-            let name = self.value(state, step, &argument.name)?;
-            let options = &self.build.options;
-            let proxy =
-                || options.proxy.iter().find(|(n, _)| *n == name && is_proxy(n)).map(|(_, v)| v.clone());
-            let value = match (options.args.get(&name), &argument.default) {
-                (Some(given), _) => Some(given.clone()),
-                (None, Some(default)) => Some(self.value(state, step, default)?),
-                (None, None) => self.build.globals.values.get(&name).cloned().or_else(proxy),
-            };
-            said.push(value.as_ref().map_or_else(|| name.clone(), |v| format!("{name}={v}")));
-            if let Some(value) = value {
-                state.env.set(&name, &value);
-                state.args.set(&name, &value);
-            }
-        }
-        self.record(state, step, format!("ARG {}", said.join(" ")), Layer::None)
     }
 }
 
@@ -444,22 +312,6 @@ fn argv(state: &State, command: &Command) -> Vec<String> {
             argv.push(word.text.clone());
             argv
         }
-    }
-}
-
-fn healthcheck(health: &Health) -> Healthcheck {
-    let test = match &health.test {
-        None => vec!["NONE".to_owned()],
-        Some(Command::Exec(argv)) => [&["CMD".to_owned()][..], argv].concat(),
-        Some(Command::Shell(word)) => vec!["CMD-SHELL".to_owned(), word.text.clone()],
-    };
-    Healthcheck {
-        test,
-        interval: health.interval,
-        timeout: health.timeout,
-        start_period: health.start_period,
-        start_interval: health.start_interval,
-        retries: health.retries,
     }
 }
 
@@ -482,10 +334,6 @@ fn absolute(workdir: Option<&str>, path: &str) -> String {
         }
     }
     format!("/{}", parts.join("/"))
-}
-
-fn json(argv: &[String]) -> String {
-    serde_json::to_string(argv).unwrap_or_default()
 }
 
 /// A text for a label: one line, no control characters, not endless.

@@ -1,12 +1,13 @@
 //! The instructions that make layers: `RUN`, `COPY`, `ADD`, `WORKDIR`.
 
-use super::{DEFAULT_PATH, From, Layer, Lower, Planned, SCRIPTS, State, Step, absolute, argv};
+use super::{From, Layer, Lower, Planned, SCRIPTS, State, Step, absolute, argv};
 use crate::build::refuse::is_address;
 use crate::build::scope::is_proxy;
 use crate::user;
 use keelway_dockerfile::{Command, Run, Transfer, Word, expand_heredoc};
+use keelway_model::oci::DEFAULT_PATH;
 use keelway_model::plan::{CopyFrom, CopyOp, ExecOp, MkdirOp, Network, Unpack, UserSpec};
-use keelway_model::{Digest, Op};
+use keelway_model::{NodeId, Op};
 use std::collections::BTreeMap;
 
 impl Lower<'_> {
@@ -112,31 +113,8 @@ impl Lower<'_> {
         t: &Transfer,
         unpack: Unpack,
     ) -> Planned<()> {
-        let name = step.located.instruction.kind.name();
-        let sources = t.sources.iter().map(|s| self.value(state, step, s)).collect::<Planned<Vec<_>>>()?;
-        if let Some((source, word)) =
-            sources.iter().zip(&t.sources).find(|(s, _)| unpack == Unpack::Archives && is_address(s))
-        {
-            return Err(step.error(
-                "D0201",
-                word,
-                format!("ADD of the address {source:?} is not supported yet"),
-            ));
-        }
-        let dest_text = self.value(state, step, &t.dest)?;
-        if let Some(word) = t.sources.iter().chain([&t.dest]).find(|w| w.text.contains('\0')) {
-            return Err(step.error("D0206", word, "a path cannot hold a NUL character"));
-        }
-        let directory = dest_text.is_empty() || dest_text == "." || dest_text.ends_with('/');
-        let mut dest = absolute(state.config.config.working_dir.as_deref(), &dest_text);
-        if directory && !dest.ends_with('/') {
-            dest.push('/');
-        }
-        if sources.len() + t.contents.len() > 1 && !directory {
-            let message = format!("{name} of more than one source needs a destination that ends in /");
-            return Err(step.error("D0206", &t.dest, message));
-        }
-        self.charge(step, dest.len())?;
+        let sources = self.sources(state, step, t, unpack)?;
+        let (said_dest, dest) = self.destination(state, step, t)?;
         let chown = match &t.chown {
             Some(word) => {
                 let spec = UserSpec(self.value(state, step, word)?);
@@ -152,23 +130,16 @@ impl Lower<'_> {
             None => None,
         };
         let from = match &t.from {
+            Some(word) => match self.origin(step, word)? {
+                Some(chain) => Some(chain),
+                // Its own errors were reported where it stands.
+                None => return Ok(()),
+            },
             None => None,
-            Some(word) => {
-                let source =
-                    self.build.source_of(step.stage, word).map_err(|e| step.error("D0203", word, e))?;
-                Some(match &source {
-                    From::Stage(index) => match self.chains.get(index) {
-                        Some(chain) => *chain,
-                        // Its own errors were reported where it stands.
-                        None => return Ok(()),
-                    },
-                    From::Scratch => self.base_node(None, "FROM scratch".to_owned()),
-                    From::Image(image) => self.base_node(Some(image), format!("FROM {image}")),
-                })
-            }
         };
-        let said = |what: &[String]| format!("{name} {} {dest_text}", what.join(" "));
-        let op = |sources: Vec<String>, from: CopyFrom, unpack: Unpack, identity: Digest| CopyOp {
+        let name = step.located.instruction.kind.name();
+        let said = |what: &[String]| format!("{name} {} {said_dest}", what.join(" "));
+        let op = |sources, from, unpack, identity| CopyOp {
             sources,
             from,
             dest: dest.clone(),
@@ -186,19 +157,7 @@ impl Lower<'_> {
             self.record(state, step, created_by, Layer::One)?;
         }
         if !t.contents.is_empty() {
-            let mut files = Vec::new();
-            for h in &t.contents {
-                let body = h.body();
-                let body = if h.expand {
-                    expand_heredoc(&body, &state.env).map_err(|e| {
-                        Box::new(step.located.error("D0204", h.span, format!("heredoc {}: {e}", h.name)))
-                    })?
-                } else {
-                    body
-                };
-                self.charge(step, body.len())?;
-                files.push((h.name.clone(), body));
-            }
+            let files = self.contents(state, step, t)?;
             let names: Vec<String> = files.iter().map(|(n, _)| format!("<<{n}")).collect();
             let created_by = said(&names);
             let op = op(Vec::new(), CopyFrom::Inline(files), Unpack::Never, self.identity(step, 1));
@@ -206,6 +165,69 @@ impl Lower<'_> {
             self.record(state, step, created_by, Layer::One)?;
         }
         Ok(())
+    }
+
+    /// What is copied, heredocs aside.
+    fn sources(&self, state: &State, step: &Step<'_>, t: &Transfer, unpack: Unpack) -> Planned<Vec<String>> {
+        let sources = t.sources.iter().map(|s| self.value(state, step, s)).collect::<Planned<Vec<_>>>()?;
+        let address =
+            sources.iter().zip(&t.sources).find(|(s, _)| unpack == Unpack::Archives && is_address(s));
+        match address {
+            Some((source, word)) => {
+                let message = format!("ADD of the address {source:?} is not supported yet");
+                Err(step.error("D0201", word, message))
+            }
+            None => Ok(sources),
+        }
+    }
+
+    /// Where a copy goes: as it was written, for the history, and as an absolute path that ends in `/` where it names a
+    /// directory.
+    fn destination(&self, state: &State, step: &Step<'_>, t: &Transfer) -> Planned<(String, String)> {
+        let said = self.value(state, step, &t.dest)?;
+        if let Some(word) = t.sources.iter().chain([&t.dest]).find(|w| w.text.contains('\0')) {
+            return Err(step.error("D0206", word, "a path cannot hold a NUL character"));
+        }
+        let directory = said.is_empty() || said == "." || said.ends_with('/');
+        let mut dest = absolute(state.config.config.working_dir.as_deref(), &said);
+        if directory && !dest.ends_with('/') {
+            dest.push('/');
+        }
+        if t.sources.len() + t.contents.len() > 1 && !directory {
+            let name = step.located.instruction.kind.name();
+            let message = format!("{name} of more than one source needs a destination that ends in /");
+            return Err(step.error("D0206", &t.dest, message));
+        }
+        self.charge(step, dest.len())?;
+        Ok((said, dest))
+    }
+
+    /// The node that `--from` names; `None` where it is a stage that could not be planned.
+    fn origin(&mut self, step: &Step<'_>, word: &Word) -> Planned<Option<NodeId>> {
+        let source = self.build.source_of(step.stage, word).map_err(|e| step.error("D0203", word, e))?;
+        Ok(match &source {
+            From::Stage(index) => self.chains.get(index).copied(),
+            From::Scratch => Some(self.base_node(None, "FROM scratch".to_owned())),
+            From::Image(image) => Some(self.base_node(Some(image), format!("FROM {image}"))),
+        })
+    }
+
+    /// The files that heredocs make: names and bytes.
+    fn contents(&self, state: &State, step: &Step<'_>, t: &Transfer) -> Planned<Vec<(String, String)>> {
+        let mut files = Vec::new();
+        for h in &t.contents {
+            let body = h.body();
+            let body = if h.expand {
+                expand_heredoc(&body, &state.env).map_err(|e| {
+                    Box::new(step.located.error("D0204", h.span, format!("heredoc {}: {e}", h.name)))
+                })?
+            } else {
+                body
+            };
+            self.charge(step, body.len())?;
+            files.push((h.name.clone(), body));
+        }
+        Ok(files)
     }
 }
 
