@@ -1,5 +1,5 @@
 //! Deploying for real: connects the hosts, takes the lease, looks before it leaps, then drives the pure
-//! [`crate::rollout::Machine`] over [`HostLink`]s, with a journal line on the disk before each step.
+//! [`crate::rollout::Machine`] over the [`Links`] to its hosts, with a journal line on the disk before each step.
 //!
 //! A cancellation ends the rollout between two steps, never inside one, and never turns it back: exit 11 where something
 //! was changed (a later deploy goes on, a rollback goes back), 3 where nothing was. Killing the deployer is no worse,
@@ -11,10 +11,10 @@
 use crate::goal::{Direction, Goal, Numbered};
 use crate::journal::{Entry, Journal, JournalError, Line};
 use crate::lease;
-use crate::link::{ConnectError, HostLink};
+use crate::links::{Links, ask, ask_within, connect, observe};
 use crate::protocol::{
-    AppReport, Check, Epoch, Finding, HostReport, LeaseAnswer, LeaseClaim, LeaseView, Order, Preflight,
-    RegistryAccess, Release, ReplicaSpec, Reply, Welcome,
+    AppReport, Check, Epoch, Finding, HostReport, LeaseClaim, Order, Preflight, RegistryAccess, Release,
+    ReplicaSpec, Reply, Welcome,
 };
 use crate::rollout::{
     Addressed, Ended, HostView, Knobs, LeaseNews, Machine, Next, OrderError, Step, StepKind,
@@ -25,7 +25,7 @@ use keelway_model::ids::AppName;
 use keelway_model::plan::DeployOp;
 use keelway_model::{Bytes, Clock, ExitCode, Platform, PushedDigest};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -136,9 +136,6 @@ impl DeployEnd {
 /// Who hears of events.
 pub type Emit<'a> = &'a (dyn Fn(DeployEvent) + Send + Sync);
 
-/// The links to the hosts of a target, in its order.
-pub type Links = [Arc<dyn HostLink>];
-
 /// Rolls `image` out as `op` says. `cancel` turning true ends it at the next safe point.
 pub async fn apply(
     op: &DeployOp,
@@ -242,8 +239,18 @@ async fn deploy(
         Ok(acquired) => acquired,
         Err(end) => return end,
     };
-    let end =
-        leased(app, wanted, links, &welcomes, settings, emit, cancel, &claim, held_since, &mut journal).await;
+    let leased = Leased {
+        app,
+        links,
+        welcomes: &welcomes,
+        settings,
+        emit,
+        claim: &claim,
+        began: held_since,
+        cancel,
+        journal: &mut journal,
+    };
+    let end = leased.run(wanted).await;
     keeper::release(links, &claim).await;
     let (exit, summary) = (end.exit.code(), end.summary.clone());
     let line = Line { at: settings.clock.now(), epoch: claim.epoch, entry: Entry::End { exit, summary } };
@@ -253,146 +260,147 @@ async fn deploy(
     end
 }
 
-/// Connects every host, or says what is wrong with each that cannot be.
-pub(crate) async fn connect(links: &Links) -> Result<Vec<Welcome>, Vec<ConnectError>> {
-    let (mut welcomes, mut errors) = (Vec::new(), Vec::new());
-    for answer in join_all(links.iter().map(|l| l.connect())).await {
-        match answer {
-            Ok(w) => welcomes.push(w),
-            Err(e) => errors.push(e),
-        }
-    }
-    if errors.is_empty() { Ok(welcomes) } else { Err(errors) }
-}
-
-/// What every host reports of an app.
-pub(crate) async fn observe(app: &AppName, links: &Links) -> Result<Vec<HostReport>, Vec<String>> {
-    let order = Order::Status { app: Some(app.clone()) };
-    let (mut reports, mut errors) = (Vec::new(), Vec::new());
-    for (link, answer) in links.iter().zip(join_all(links.iter().map(|l| ask(l, order.clone()))).await) {
-        match answer {
-            Ok(Reply::Status(report)) => reports.push(report),
-            Ok(_) => errors.push(format!("{}: answered something else than its status", link.name())),
-            Err(e) => errors.push(format!("{}: {e}", link.name())),
-        }
-    }
-    if errors.is_empty() { Ok(reports) } else { Err(errors) }
-}
-
-pub(crate) async fn ask(link: &Arc<dyn HostLink>, order: Order) -> Result<Reply, OrderError> {
-    let deadline = crate::rollout::deadline(&order);
-    // The link keeps the deadline; this is for a link that does not.
-    let sure = deadline + Duration::from_secs(2);
-    tokio::time::timeout(sure, link.call(order, deadline)).await.unwrap_or(Err(OrderError::Late))
-}
-
-#[allow(clippy::too_many_arguments, reason = "the parts of one deploy, passed on once")]
-async fn leased(
-    app: &AppName,
-    wanted: Wanted,
-    links: &Links,
-    welcomes: &[Welcome],
-    settings: &ApplySettings,
-    emit: Emit<'_>,
-    mut cancel: watch::Receiver<bool>,
-    claim: &LeaseClaim,
+/// A deploy that holds the lease, on hosts that were all reached.
+struct Leased<'a> {
+    app: &'a AppName,
+    links: &'a Links,
+    /// What each host said of itself, in the order of the links.
+    welcomes: &'a [Welcome],
+    settings: &'a ApplySettings,
+    emit: Emit<'a>,
+    claim: &'a LeaseClaim,
+    /// When the lease was asked for: the zero of the machine's time.
     began: Instant,
-    journal: &mut Journal,
-) -> DeployEnd {
-    let keeper = keeper::Keeper::start(links, claim);
-    let reports = match observe(app, links).await {
-        Ok(reports) => reports,
-        Err(reasons) => {
-            return DeployEnd::early(ExitCode::Preflight, "a host went away; nothing was changed", reasons);
-        }
-    };
-    let release = match wanted {
-        Wanted::Release(release) => *release,
-        Wanted::Previous => match crate::goal::previous(&crate::goal::merge_records(app, &reports)) {
-            Some(record) => record.release.clone(),
-            None => {
-                let text =
-                    format!("{app} has no earlier completed release on these hosts; nothing was changed");
-                return DeployEnd::early(ExitCode::Preflight, text, vec![]);
+    cancel: watch::Receiver<bool>,
+    journal: &'a mut Journal,
+}
+
+impl Leased<'_> {
+    async fn run(mut self, wanted: Wanted) -> DeployEnd {
+        let keeper = keeper::Keeper::start(self.links, self.claim);
+        let reports = match observe(self.app, self.links).await {
+            Ok(reports) => reports,
+            Err(reasons) => {
+                return DeployEnd::early(
+                    ExitCode::Preflight,
+                    "a host went away; nothing was changed",
+                    reasons,
+                );
             }
-        },
-    };
-    let goal = Goal::resolve(app, release, &reports, settings.clock.now(), &settings.who);
-    announce(&goal, emit);
-    let views = links.iter().zip(welcomes).zip(&reports).map(|((link, welcome), report)| {
-        let own = report.apps.iter().find(|a| a.app == *app).cloned();
-        HostView::new(link.name(), welcome.address, own.unwrap_or_else(|| AppReport::empty(app.clone())))
-    });
-    let mut machine =
-        Machine::new(goal, settings.knobs.clone(), settings.registry.clone(), claim.epoch, views.collect());
-    machine.lease(Duration::ZERO, LeaseNews::Renewed);
-    let (mut looked, mut told) = (false, 0);
-    loop {
-        if let Some((asked, news)) = keeper.news() {
-            machine.lease(asked.saturating_duration_since(began), news);
-        }
-        if *cancel.borrow() {
-            machine.cancel();
-        }
-        let next = machine.next(began.elapsed());
-        for reason in machine.reasons().iter().skip(told) {
-            emit(DeployEvent::Note { text: reason.clone() });
-        }
-        told = machine.reasons().len();
-        match next {
-            Next::End(end) => {
-                let hosts = rows(machine.hosts(), app);
-                return DeployEnd::of(end, hosts);
+        };
+        let mut machine = match self.machine(wanted, &reports) {
+            Ok(machine) => machine,
+            Err(end) => return end,
+        };
+        machine.lease(Duration::ZERO, LeaseNews::Renewed);
+        let (mut looked, mut told) = (false, 0);
+        loop {
+            if let Some((asked, news)) = keeper.news() {
+                machine.lease(asked.saturating_duration_since(self.began), news);
             }
-            Next::Wait(by) => {
-                tokio::select! {
-                    () = tokio::time::sleep(by) => {}
-                    true = asked_to_end(&mut cancel) => {}
-                }
+            if *self.cancel.borrow() {
+                machine.cancel();
             }
-            Next::Send(step, orders) => {
-                if step.kind.changes() && !looked {
-                    looked = true;
-                    let findings = preflight(&machine, links, welcomes, settings).await;
-                    if step.direction == Direction::Back {
-                        // Going back is not refused: what is half done is worse than a disk that is nearly full.
-                        findings.into_iter().for_each(|text| emit(DeployEvent::Note { text }));
-                    } else if !findings.is_empty() {
-                        let text = "refused by preflight; nothing was changed";
-                        return DeployEnd::early(ExitCode::Preflight, text, findings);
-                    }
-                    if let Err(e) = journal.begin(&begin_line(&machine, links, settings, claim)) {
-                        return DeployEnd::early(
-                            ExitCode::Outside,
-                            "the journal cannot be written",
-                            vec![e.to_string()],
-                        );
-                    }
+            let next = machine.next(self.began.elapsed());
+            for reason in machine.reasons().iter().skip(told) {
+                self.note(reason.clone());
+            }
+            told = machine.reasons().len();
+            match next {
+                Next::End(end) => {
+                    let hosts = rows(machine.hosts(), self.app);
+                    return DeployEnd::of(end, hosts);
                 }
-                if step.kind.changes() {
-                    let entry = Entry::Step(step.clone());
-                    let line = Line { at: settings.clock.now(), epoch: claim.epoch, entry };
-                    if let Err(e) = journal.write(&line) {
-                        // No step without its line: this one is not sent, and the machine says where it ends.
-                        machine.withhold(e.to_string());
-                        continue;
-                    }
-                    let (ready, wanted) = machine.ready();
-                    emit(DeployEvent::Step { step: step.clone(), ready, wanted });
-                }
-                let asked = orders.len();
-                let answers = if step.kind == StepKind::Pull {
-                    // The one step that is long and changes nothing that runs: not waited for.
+                Next::Wait(by) => {
                     tokio::select! {
-                        answers = send(links, orders) => answers,
-                        true = asked_to_end(&mut cancel) => vec![Err(OrderError::Late); asked],
+                        () = tokio::time::sleep(by) => {}
+                        true = asked_to_end(&mut self.cancel) => {}
                     }
-                } else {
-                    send(links, orders).await
-                };
-                machine.answered(began.elapsed(), answers);
+                }
+                Next::Send(step, orders) => {
+                    if step.kind.changes() {
+                        if !looked {
+                            looked = true;
+                            if let Err(end) = self.look(&machine, step.direction).await {
+                                return end;
+                            }
+                        }
+                        let entry = Entry::Step(step.clone());
+                        let line = Line { at: self.settings.clock.now(), epoch: self.claim.epoch, entry };
+                        if let Err(e) = self.journal.write(&line) {
+                            // No step without its line: this one is not sent, and the machine says where it ends.
+                            machine.withhold(e.to_string());
+                            continue;
+                        }
+                        let (ready, wanted) = machine.ready();
+                        (self.emit)(DeployEvent::Step { step: step.clone(), ready, wanted });
+                    }
+                    let answers = self.send(step.kind, orders).await;
+                    machine.answered(self.began.elapsed(), answers);
+                }
             }
         }
+    }
+
+    /// The rollout from what the hosts report to what is wanted.
+    fn machine(&self, wanted: Wanted, reports: &[HostReport]) -> Result<Machine, DeployEnd> {
+        let app = self.app;
+        let release = match wanted {
+            Wanted::Release(release) => *release,
+            Wanted::Previous => match crate::goal::previous(&crate::goal::merge_records(app, reports)) {
+                Some(record) => record.release.clone(),
+                None => {
+                    let text =
+                        format!("{app} has no earlier completed release on these hosts; nothing was changed");
+                    return Err(DeployEnd::early(ExitCode::Preflight, text, vec![]));
+                }
+            },
+        };
+        let settings = self.settings;
+        let goal = Goal::resolve(app, release, reports, settings.clock.now(), &settings.who);
+        announce(&goal, self.emit);
+        let views = self.links.iter().zip(self.welcomes).zip(reports).map(|((link, welcome), report)| {
+            let own = report.apps.iter().find(|a| a.app == *app).cloned();
+            let own = own.unwrap_or_else(|| AppReport::empty(app.clone()));
+            HostView::new(link.name(), welcome.address, own)
+        });
+        let (knobs, registry) = (settings.knobs.clone(), settings.registry.clone());
+        Ok(Machine::new(goal, knobs, registry, self.claim.epoch, views.collect()))
+    }
+
+    /// Looks before the first change, and writes down in the journal what begins.
+    async fn look(&mut self, machine: &Machine, direction: Direction) -> Result<(), DeployEnd> {
+        let findings = preflight(machine, self.links, self.welcomes, self.settings).await;
+        if direction == Direction::Back {
+            // Going back is not refused: what is half done is worse than a disk that is nearly full.
+            findings.into_iter().for_each(|text| self.note(text));
+        } else if !findings.is_empty() {
+            let text = "refused by preflight; nothing was changed";
+            return Err(DeployEnd::early(ExitCode::Preflight, text, findings));
+        }
+        let line = begin_line(machine, self.links, self.settings, self.claim);
+        self.journal.begin(&line).map_err(|e| {
+            DeployEnd::early(ExitCode::Outside, "the journal cannot be written", vec![e.to_string()])
+        })
+    }
+
+    /// Sends the orders of a step side by side.
+    async fn send(&mut self, kind: StepKind, orders: Vec<Addressed>) -> Vec<Result<Reply, OrderError>> {
+        let asked = orders.len();
+        let links = self.links;
+        let answers = join_all(orders.into_iter().map(|o| ask_within(&links[o.host], o.order, o.deadline)));
+        if kind != StepKind::Pull {
+            return answers.await;
+        }
+        // The one step that is long and changes nothing that runs: not waited for.
+        tokio::select! {
+            answers = answers => answers,
+            true = asked_to_end(&mut self.cancel) => vec![Err(OrderError::Late); asked],
+        }
+    }
+
+    fn note(&self, text: String) {
+        (self.emit)(DeployEvent::Note { text });
     }
 }
 
@@ -407,15 +415,6 @@ pub(crate) async fn asked_to_end(cancel: &mut watch::Receiver<bool>) -> bool {
         Ok(()) => *cancel.borrow(),
         Err(_) => std::future::pending().await,
     }
-}
-
-async fn send(links: &Links, orders: Vec<Addressed>) -> Vec<Result<Reply, OrderError>> {
-    join_all(orders.into_iter().map(|o| async move {
-        let sure = o.deadline + Duration::from_secs(2);
-        let call = links[o.host].call(o.order, o.deadline);
-        tokio::time::timeout(sure, call).await.unwrap_or(Err(OrderError::Late))
-    }))
-    .await
 }
 
 fn begin_line(machine: &Machine, links: &Links, settings: &ApplySettings, claim: &LeaseClaim) -> Line {

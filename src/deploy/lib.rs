@@ -11,6 +11,7 @@ pub mod goal;
 pub mod journal;
 pub mod lease;
 pub mod link;
+pub mod links;
 pub mod protocol;
 pub mod rollout;
 pub mod ssh;

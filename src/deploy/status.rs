@@ -1,6 +1,6 @@
 //! `keelway deploy status`: what runs where, as data and as text. Changes nothing, needs no lease.
 
-use crate::apply::{Links, ask};
+use crate::links::{Links, ask};
 use crate::protocol::{
     AppReport, BalancerReport, LeaseView, Order, ReleaseRecord, ReleaseState, ReplicaId, ReplicaState, Reply,
     Revision,

@@ -4,12 +4,18 @@
 //! one that was killed by looking whether its time left goes up again, so a second deploy is refused within a few
 //! seconds, and one after a crash waits out the rest of the dead lease instead of failing.
 
-use super::{
-    Arc, DeployEnd, DeployEvent, Duration, Emit, Epoch, ExitCode, HostLink, Instant, LeaseAnswer, LeaseClaim,
-    LeaseNews, LeaseView, Links, Mutex, Order, PoisonError, Reply, ask, asked_to_end, join_all, lease,
-    observe, watch,
-};
-use keelway_model::format_duration;
+use super::{DeployEnd, DeployEvent, Emit, asked_to_end};
+use crate::lease;
+use crate::link::HostLink;
+use crate::links::{Links, ask, observe};
+use crate::protocol::{Epoch, LeaseAnswer, LeaseClaim, LeaseView, Order, Reply};
+use crate::rollout::LeaseNews;
+use futures_util::future::join_all;
+use keelway_model::{ExitCode, format_duration};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How long a lease may take to get: a dead one's rest, and a little.
 const PATIENCE: Duration = Duration::from_secs(25);

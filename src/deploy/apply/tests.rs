@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::journal::parse;
-use crate::link::ConnectError;
+use crate::link::{ConnectError, HostLink};
 use crate::protocol::{Check, ReplicaState, VERSION};
 use crate::rollout::fake::{Fate, Fleet, Image, app, image, release};
 use crate::status::{render, status};
@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use keelway_model::clock::FixedClock;
 use keelway_model::ids::NodeId;
 use keelway_model::plan::{Target, TargetHost};
+use std::sync::Mutex;
 
 pub(crate) type Shared = Arc<Mutex<Fleet>>;
 
