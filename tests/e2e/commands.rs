@@ -7,11 +7,21 @@ use keelway_tests::env::{Env, Output};
 use keelway_tests::git::GitRepo;
 use keelway_tests::registry::Registry;
 use std::collections::BTreeSet;
+use std::io::BufRead;
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
     ("commands::help_and_documentation_list_the_same_verbs", help_and_documentation_list_the_same_verbs),
     ("commands::wrong_usage_is_exit_code_2", wrong_usage_is_exit_code_2),
+    (
+        "commands::one_signal_ends_what_waits_for_a_silent_registry",
+        one_signal_ends_what_waits_for_a_silent_registry,
+    ),
+    ("commands::lint_reads_the_tree_before_the_first_commit", lint_reads_the_tree_before_the_first_commit),
+    (
+        "commands::a_state_directory_that_is_not_there_is_not_made",
+        a_state_directory_that_is_not_there_is_not_made,
+    ),
     ("commands::json_is_an_object_a_line_for_every_verb", json_is_an_object_a_line_for_every_verb),
 ];
 
@@ -178,5 +188,73 @@ fn json_is_an_object_a_line_for_every_verb(world: &World) -> Ended {
     assert_eq!(objects(&out)[0]["event"], "deploy");
     let out = env.keelway_in(repo.path(), &["deploy", "rollback", "production", "--dirty"]).expect(2);
     assert!(out.stderr.contains("leave --dirty out"), "{}", out.stderr);
+    Ok(())
+}
+
+fn one_signal_ends_what_waits_for_a_silent_registry(world: &World) -> Ended {
+    let env = world.env();
+    // Takes connections into its queue and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let host = silent.local_addr().expect("it has an address").to_string();
+    let name = format!("{host}/x/y:1");
+    let dir = env.path().join("context");
+    std::fs::create_dir(&dir).expect("folders can be made");
+    std::fs::write(dir.join("Dockerfile"), format!("FROM {name}\n")).expect("files can be written");
+    let dir = dir.to_str().expect("UTF-8");
+    for args in [&["image", "pull", &name][..], &["image", "build", dir]] {
+        let mut child = env
+            .command(&world.keelway)
+            .args(args)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let mut said = std::io::BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        // The registry's silence is told; a process that never says so is ended by the end of this test.
+        let told = said.by_ref().map_while(Result::ok).find(|l| l.contains("waiting for"));
+        assert!(told.is_some_and(|l| l.contains(&format!("waiting for {host} (try 1 of 4)"))));
+        let began = std::time::Instant::now();
+        let status = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+        // To its end, so that the process is not held up.
+        let _ = said.count();
+        let code = child.wait().expect("it is our child").code();
+        assert_eq!(code, Some(3), "{args:?}");
+        assert!(began.elapsed() < std::time::Duration::from_secs(4), "{args:?}: {:?}", began.elapsed());
+    }
+    Ok(())
+}
+
+fn lint_reads_the_tree_before_the_first_commit(world: &World) -> Ended {
+    let env = world.env();
+    let repo = GitRepo::init(&env.path().join("projects/web")).expect("git makes a repository");
+    let pipeline = "version: 1\nstages:\n  image:\n    build: {context: ., target: biuld}\n";
+    repo.write("keelway.yml", pipeline).expect("files can be written");
+    repo.write("Dockerfile", "FROM scratch AS build\nCOPY ap/ /\n").expect("files can be written");
+    repo.write("app/x", "x").expect("files can be written");
+    let out = env.keelway_in(repo.path(), &["lint"]).expect(2);
+    assert!(out.stderr.contains("keelway.yml:4:33"), "{}", out.stderr);
+    assert!(out.stderr.contains("did you mean \"build\"?"), "{}", out.stderr);
+    repo.write("keelway.yml", pipeline.replace("biuld", "build")).expect("files can be written");
+    let out = env.keelway_in(repo.path(), &["lint", "--format", "json"]).expect(2);
+    let [found] = &objects(&out)[..] else { panic!("{}", out.stdout) };
+    assert_eq!((found["line"].as_u64(), found["column"].as_u64()), (Some(2), Some(6)));
+    assert!(found["message"].as_str().is_some_and(|m| m.contains("did you mean \"app\"?")), "{found}");
+    repo.write("Dockerfile", "FROM scratch AS build\nCOPY app/ /\n").expect("files can be written");
+    env.keelway_in(repo.path(), &["lint"]).expect(0);
+    env.keelway_in(repo.path(), &["plan", "--dirty"]).expect(0);
+    let out = env.keelway_in(repo.path(), &["plan"]).expect(2);
+    assert!(out.stderr.contains("has no commit yet") && out.stderr.contains("--dirty"), "{}", out.stderr);
+    Ok(())
+}
+
+fn a_state_directory_that_is_not_there_is_not_made(world: &World) -> Ended {
+    let env = world.env();
+    let typo = env.path().join("typo/x");
+    for words in [["runs", "ls"], ["image", "ls"]] {
+        let out = env.keelway(&[&["--state", typo.to_str().expect("UTF-8")][..], &words].concat()).expect(2);
+        assert!(out.stderr.contains("there is no state directory"), "{}", out.stderr);
+    }
+    assert!(!env.path().join("typo").exists());
     Ok(())
 }

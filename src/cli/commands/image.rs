@@ -146,6 +146,16 @@ fn say_transfers(context: &Context) -> keelway_registry::ProgressFn {
     })
 }
 
+/// A line for each try that a registry leaves without an answer.
+fn say_waits(context: &Context) -> keelway_registry::WaitFn {
+    let quiet = context.global.quiet;
+    Arc::new(move |wait| {
+        if !quiet {
+            render::above(&wait.to_string());
+        }
+    })
+}
+
 fn open(context: &Context, names: &Names) -> Result<(Settings, Workspace), CommandError> {
     let settings = settings::settings(&context.global, names, &context.machine)?;
     let workspace = Workspace::open(&settings)?;
@@ -162,7 +172,7 @@ pub async fn pull(context: &Context, image: &str, names: &Names) -> Result<(), C
 /// Brings an image into the store; what its name means is asked of its registry.
 pub async fn fetch(context: &Context, name: &ImageRef, names: &Names) -> Result<Digest, CommandError> {
     let (settings, workspace) = open(context, names)?;
-    let client = settings.registry_client(&BTreeMap::new())?;
+    let client = settings.registry_client(&BTreeMap::new())?.telling(say_waits(context));
     let store = &workspace.store;
     let progress = say_transfers(context);
     let found = client
@@ -181,7 +191,7 @@ pub async fn fetch(context: &Context, name: &ImageRef, names: &Names) -> Result<
 pub async fn push(context: &Context, image: &str, names: &Names) -> Result<(), CommandError> {
     let name = reference(image)?;
     let (settings, workspace) = open(context, names)?;
-    let client = settings.registry_client(&BTreeMap::new())?;
+    let client = settings.registry_client(&BTreeMap::new())?.telling(say_waits(context));
     let known = workspace.store.reference(&name).map_err(CommandError::outside)?;
     let manifest = known.ok_or_else(|| {
         CommandError::usage(format!("{name} is not in the store; `keelway image ls` lists what is"))

@@ -115,7 +115,7 @@ fn within(label: &str, now: &str, room: usize) -> String {
         return label.to_owned();
     }
     let (wide, last) = (label.chars().count(), now.chars().count());
-    let least = short(label).chars().count();
+    let least = short(label).chars().count().min(room / 2);
     let most = room.saturating_sub(last + 3).max(room / 2).max(least);
     if wide <= most {
         return format!("{label} | {now}");
