@@ -185,7 +185,7 @@ fn branches_tags_and_commits(world: &World) -> Ended {
         [("v1", &one), ("main", &one), (&one[..8], &one), ("fix/two", &two), (two.as_str(), &two)]
     {
         let out = said(run(&env, &url, &["--commit", reference]).expect(0));
-        has(&out, &[commit]);
+        has(&out, &[&commit[..12]]);
         let show = env.keelway(&["runs", "show"]).expect(0).stdout;
         has(&show, &[commit]);
         let line = show.lines().find(|l| l.trim().starts_with("image:")).unwrap_or_default();

@@ -184,7 +184,7 @@ fn each_commit_once_and_in_order(world: &World) -> Ended {
     assert_eq!(runs(&env), done(&[&tip, &three, &merge, &last]), "{}", out.stderr);
     // Recorded before anything of it runs.
     let recorded = out.stderr.find(&format!("main is at {}: recorded", &last[..12])).expect("it is said");
-    let begun = out.stderr.find(&three).expect("the first run is told");
+    let begun = out.stderr.find(&format!("commit {}", &three[..12])).expect("the first run is told");
     assert!(recorded < begun, "{}", out.stderr);
     Ok(())
 }

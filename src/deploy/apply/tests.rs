@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::journal::parse;
+use crate::lease::Holder;
 use crate::link::{ConnectError, HostLink};
 use crate::protocol::{Check, ReplicaState, VERSION};
 use crate::rollout::fake::{Fate, Fleet, Image, app, image, release};
@@ -127,7 +128,10 @@ impl Rig {
             fleet.standing()
         );
         assert_eq!(fleet.broken, Vec::<String>::new());
-        assert!(fleet.hosts.iter().all(|h| h.lease.holder.is_none()), "the lease is given back");
+        // A host that did not take part in our majority may still hold a dead deploy's.
+        let given_back = |h: &&Holder| h.owner == "bob";
+        let holders: Vec<_> = fleet.hosts.iter().filter_map(|h| h.lease.holder.as_ref()).collect();
+        assert!(holders.iter().all(given_back), "the lease is given back: {holders:?}");
     }
 }
 
