@@ -74,6 +74,9 @@ pub struct Names {
     /// A certificate authority to trust for everything, besides the system's
     #[arg(long, value_name = "FILE")]
     pub ca: Vec<PathBuf>,
+    /// The OCI runtime (runc, crun, runsc) that a stage's `isolation` calls NAME
+    #[arg(long, value_name = "NAME=PATH", value_parser = named_file)]
+    pub runtime: Vec<(String, PathBuf)>,
     /// What a Dockerfile may have when it asks for it
     #[arg(long, value_enum, value_name = "WHAT")]
     pub allow: Vec<Allow>,

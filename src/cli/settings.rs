@@ -215,6 +215,14 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
             _ => Err(CommandError::usage(format!("--ssh-config {n}: {} is not a file", f.display()))),
         })
         .collect::<Result<_, CommandError>>()?;
+    let runtimes = names
+        .runtime
+        .iter()
+        .map(|(n, f)| match std::path::absolute(f) {
+            Ok(p) if p.is_file() => Ok((n.clone(), p)),
+            _ => Err(CommandError::usage(format!("--runtime {n}: {} is not a file", f.display()))),
+        })
+        .collect::<Result<_, CommandError>>()?;
     Ok(Settings {
         store: state.join("store"),
         ledger: state.join("ledger"),
@@ -230,6 +238,7 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         registry_http: names.registry_http.iter().cloned().collect(),
         ssh_configs,
         binary,
+        runtimes,
         allow: names.allow.iter().map(|Allow::HostNetwork| Grant::HostNetwork).collect(),
         network_range: names.network_range,
         proxy_env: machine.proxies.clone(),

@@ -145,6 +145,9 @@ pub struct BuildOp {
     /// Network of each RUN that names none.
     #[serde(default)]
     pub network: Network,
+    /// The name of the runtime that isolates each RUN instead of our own sandbox; the machine says what it means.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
 }
 
 /// Where a stage's image comes from.
@@ -193,6 +196,9 @@ pub struct StepsOp {
     pub limits: Limits,
     /// Network.
     pub network: Network,
+    /// The name of the runtime that isolates each step instead of our own sandbox; the machine says what it means.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
 }
 
 /// One step of a stage.

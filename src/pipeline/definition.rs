@@ -125,6 +125,8 @@ pub struct Build {
     pub limits: Limits,
     /// Network of each RUN that names none.
     pub network: Network,
+    /// The name of the runtime that isolates each RUN.
+    pub runtime: Option<String>,
 }
 
 /// An image of a stage, or one by reference.
@@ -149,6 +151,8 @@ pub struct Steps {
     pub steps: Vec<Step>,
     /// Network of the container.
     pub network: Network,
+    /// The name of the runtime that isolates each step.
+    pub runtime: Option<String>,
 }
 
 /// A push.

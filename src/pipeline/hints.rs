@@ -59,7 +59,7 @@ pub(crate) const LATER: &[(&str, &[&str], &str)] = &[
     ("secrets", &[PIPELINE, STAGE, STEP], "nothing secret belongs into this file; wait for the feature, or deploy what needs none"),
     ("retry", &[STAGE, STEP], "run again with keelway run STAGE"),
     ("allow_failure", &[STAGE, STEP], "end the command with `|| true`, and say why in a comment"),
-    ("isolation", &[PIPELINE, STAGE], "every stage is isolated by namespaces, cgroups and seccomp already"),
+    ("isolation", &[PIPELINE], "say it in each stage: isolation: {runtime: NAME}"),
     ("environment", &[PIPELINE, STAGE], "for variables write `env`; named environments come later"),
     ("concurrency", &[PIPELINE, STAGE], "a deploy holds a lease on its hosts, so two never mix"),
     ("runner", &[PIPELINE, STAGE], "stages run on the machine that keelway runs on"),

@@ -76,6 +76,7 @@ fn op(definition: &Definition, stage: &Stage, image: Option<NodeId>) -> Option<O
             platform: Platform::host(),
             limits: b.limits.clone(),
             network: b.network,
+            runtime: b.runtime.clone(),
         }),
         Kind::Steps(s) => Op::Steps(StepsOp {
             stage: stage.name.clone(),
@@ -87,6 +88,7 @@ fn op(definition: &Definition, stage: &Stage, image: Option<NodeId>) -> Option<O
             steps: s.steps.clone(),
             limits: s.limits.clone(),
             network: s.network,
+            runtime: s.runtime.clone(),
         }),
         Kind::Push(p) => Op::Push(PushOp { image: image?, to: p.to.clone(), tags: p.tags.clone() }),
         Kind::Deploy(d) => Op::Deploy(DeployOp {

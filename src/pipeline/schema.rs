@@ -213,7 +213,7 @@ fn target(w: &mut Walk<'_>, entry: &Entry) -> Option<Target> {
 }
 
 /// A name whose meaning the machine decides, never a path.
-fn machine_name(w: &mut Walk<'_>, node: &Node, what: &str, flag: &str) -> Option<String> {
+pub(crate) fn machine_name(w: &mut Walk<'_>, node: &Node, what: &str, flag: &str) -> Option<String> {
     let text = w.word(node, what)?;
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if text.len() <= 63 && text.bytes().all(ok) && !text.starts_with(['.', '-']) {

@@ -4,7 +4,7 @@ use crate::codes;
 use crate::definition::{Build, Deploy, Kind, Push, Stage, StageImage, Steps, When};
 use crate::hints;
 use crate::limits::{Whose, limits};
-use crate::schema::patterns;
+use crate::schema::{machine_name, patterns};
 use crate::trigger::Event;
 use crate::walk::{Fields, Place, Walk, head};
 use crate::yaml::{Entry, Node, Value};
@@ -17,11 +17,23 @@ use std::time::Duration;
 const STAGE: Place = Place {
     name: "a stage",
     known: &[
-        "needs", "when", "timeout", "limits", "network", "env", "image", "build", "steps", "push", "deploy",
+        "needs",
+        "when",
+        "timeout",
+        "limits",
+        "network",
+        "isolation",
+        "env",
+        "image",
+        "build",
+        "steps",
+        "push",
+        "deploy",
     ],
 };
 const KINDS: [&str; 4] = ["build", "steps", "push", "deploy"];
 const WHEN: Place = Place { name: "a condition", known: &["branch", "event"] };
+const ISOLATION: Place = Place { name: "isolation", known: &["runtime"] };
 const BUILD: Place = Place { name: "a build", known: &["context", "file", "target", "args"] };
 const STEP: Place = Place { name: "a step", known: &["name", "run", "env"] };
 const IMAGE: Place = Place { name: "an image", known: &["stage"] };
@@ -40,6 +52,7 @@ const HEALTH: Place = Place {
 pub(crate) const PLACES: &[&Place] = &[
     &STAGE,
     &WHEN,
+    &ISOLATION,
     &crate::limits::STEPS,
     &crate::limits::REPLICA,
     &crate::limits::IO,
@@ -212,10 +225,15 @@ fn one_kind(
 /// Keys of the stage that its kind does not take.
 fn misplaced(w: &mut Walk<'_>, fields: Fields<'_>, have: &[(&str, &Entry)]) -> bool {
     let [(kind, _)] = have else { return false };
-    let table: [(&str, &[&str], &str); 4] = [
+    let table: [(&str, &[&str], &str); 5] = [
         ("image", &["steps"], "only steps run in an image"),
         ("network", &["steps", "build"], "only steps and the RUN of a build have a network"),
         ("env", &["steps"], "a build takes `args`, a deploy has its own `env`"),
+        (
+            "isolation",
+            &["steps", "build"],
+            "only steps and the RUN of a build are isolated by another runtime",
+        ),
         ("limits", &["steps", "build"], "a deploy has its own `limits`, one for each replica"),
     ];
     let mut any = false;
@@ -227,6 +245,18 @@ fn misplaced(w: &mut Walk<'_>, fields: Fields<'_>, have: &[(&str, &Entry)]) -> b
         }
     }
     any
+}
+
+/// `{runtime: NAME}`.
+fn isolation(w: &mut Walk<'_>, fields: Fields<'_>) -> Option<Option<String>> {
+    let Some(entry) = fields.get("isolation") else { return Some(None) };
+    let example = "isolation: {runtime: runsc}";
+    let f = w.fields(&entry.value, entry.key_span, &ISOLATION, Some(example))?;
+    let Some(node) = f.value("runtime") else {
+        w.missing(entry.key_span, "the isolation", "runtime", example);
+        return None;
+    };
+    machine_name(w, node, "`runtime`", "--runtime NAME=PATH").map(Some)
 }
 
 /// A path inside the repository.
@@ -253,6 +283,7 @@ fn path(w: &mut Walk<'_>, node: &Node, what: &str) -> Option<String> {
 
 fn build(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry) -> Option<Build> {
     let limits = limits(w, fields, Whose::Steps);
+    let runtime = isolation(w, fields);
     let network = network(w, fields);
     if let (Some(Network::Host), Some(node)) = (network, fields.value("network")) {
         let message = "a build is given the machine's network by the command line alone";
@@ -268,19 +299,22 @@ fn build(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry) -> Option<Build> {
     let target_span = f.value("target").map(|n| n.span);
     let args = f.value("args").map_or(Some(Vec::new()), |n| w.env(n, "`args`"));
     let args: BTreeMap<String, String> = args?.into_iter().collect();
+    let (limits, network, runtime) = (limits?, network?, runtime?);
     Some(Build {
         context: context?,
         file: file?,
         target: target?,
         target_span,
         args,
-        limits: limits?,
-        network: network?,
+        limits,
+        network,
+        runtime,
     })
 }
 
 fn steps(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry, draft: &mut Draft) -> Option<Steps> {
     let limits = limits(w, fields, Whose::Steps);
+    let runtime = isolation(w, fields);
     let env = fields.value("env").map_or(Some(Vec::new()), |n| w.env(n, "`env`"));
     let network = network(w, fields);
     if let (Some(Network::Host), Some(node)) = (network, fields.value("network")) {
@@ -301,7 +335,8 @@ fn steps(w: &mut Walk<'_>, fields: Fields<'_>, entry: &Entry, draft: &mut Draft)
         }
     };
     let steps = step_list(w, &entry.value);
-    Some(Steps { image: image?, env: env?, limits: limits?, steps: steps?, network: network? })
+    let (limits, network, runtime) = (limits?, network?, runtime?);
+    Some(Steps { image: image?, env: env?, limits, steps: steps?, network, runtime })
 }
 
 fn network(w: &mut Walk<'_>, fields: Fields<'_>) -> Option<Network> {

@@ -33,6 +33,8 @@ pub(crate) struct Job {
     pub network: PlanNetwork,
     pub limits: Limits,
     pub caps: CapProfile,
+    /// The OCI runtime that isolates it; `None` is our own sandbox.
+    pub runtime: Option<PathBuf>,
     /// Files that are there only while it runs: path, content.
     pub files: Vec<(String, String)>,
 }
@@ -60,6 +62,7 @@ fn spec(job: Job, attached: Option<&Attached>) -> Spec {
     spec.user = User { uid: job.user.uid, gid: job.user.gid, groups: job.user.groups };
     spec.limits = job.limits;
     spec.caps = job.caps;
+    spec.runtime = job.runtime;
     let file = |target: &str, content: &[u8], mode| Mount {
         target: target.into(),
         kind: MountKind::File { content: content.into(), mode },

@@ -18,6 +18,7 @@ use keelway_pipeline::RegistryRule;
 use keelway_sandbox::{CapProfile, Launcher, LauncherConfig, ParentName};
 use keelway_store::{Layer, Origin, Store};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -84,6 +85,8 @@ struct OpenBuild {
     ignore: Ignore,
     /// The nodes whose snapshots are layers of the result: of no other step a layer is written.
     layers: HashSet<NodeId>,
+    /// What isolates its steps, where that is not our own sandbox.
+    runtime: Option<PathBuf>,
 }
 
 /// The nodes that the result of a build stands on, from top to base.
@@ -201,7 +204,8 @@ impl Performer {
             ctx.notice("a RUN of this build shares this machine's network, and reaches its loopback").await;
         }
         let layers = chain_nodes(&plan);
-        let open = OpenBuild { context: opened.context, ignore: opened.ignore, layers };
+        let runtime = self.settings.runtime(&op.context, op.runtime.as_deref())?;
+        let open = OpenBuild { context: opened.context, ignore: opened.ignore, layers, runtime };
         locked(&self.builds).insert(ctx.path.clone(), Arc::new(open));
         Ok(Performed::SubPlan(plan))
     }
@@ -294,6 +298,7 @@ impl Performer {
             network: op.network,
             limits: op.limits.clone(),
             caps: CapProfile::Build,
+            runtime: self.build_of(ctx)?.runtime.clone(),
             files: op.scripts.clone(),
         };
         let exit = exec::run(&self.workspace, ctx, job).await?;

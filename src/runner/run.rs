@@ -175,6 +175,15 @@ async fn execute_attempt(
     show: Box<dyn EventSink>,
     cancel: CancelToken,
 ) -> Result<RunReport, RunnerError> {
+    // Nothing has run yet, and nothing shall where the machine does not have what a stage asks for.
+    for node in prepared.plan.nodes.iter().filter(|n| n.skip.is_none()) {
+        let runtime = match &node.op {
+            Op::Build(op) => op.runtime.as_deref(),
+            Op::Steps(op) => op.runtime.as_deref(),
+            _ => None,
+        };
+        settings.runtime(&node.name, runtime)?;
+    }
     let subject = prepared.pinned.subject.clone();
     let performer = Arc::new(Performer::new(
         settings.clone(),

@@ -38,6 +38,8 @@ pub struct Settings {
     pub ssh_configs: BTreeMap<String, PathBuf>,
     /// This binary, which a deploy brings to its hosts.
     pub binary: PathBuf,
+    /// `--runtime NAME=PATH`: the OCI runtimes that a pipeline file may name.
+    pub runtimes: BTreeMap<String, PathBuf>,
     /// What pushed files may have when they ask.
     pub allow: BTreeSet<Grant>,
     /// Addresses of private networks; `None` takes what is free.
@@ -55,6 +57,24 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// What a stage's `isolation: {runtime: NAME}` means here; `None` is our own sandbox.
+    ///
+    /// # Errors
+    /// The machine does not know the name.
+    pub fn runtime(&self, stage: &str, name: Option<&str>) -> Result<Option<PathBuf>, Failure> {
+        let Some(name) = name else { return Ok(None) };
+        let path = self.runtimes.get(name).ok_or_else(|| {
+            Failure::new(
+                ExitCode::Usage,
+                format!(
+                    "stage {stage}: the pipeline file asks for the runtime {name:?}, which this machine does not know; \
+                     say where it is with --runtime {name}=PATH"
+                ),
+            )
+        })?;
+        Ok(Some(path.clone()))
+    }
+
     /// The registry client for a pipeline file that asks for `rules`.
     ///
     /// # Errors

@@ -89,6 +89,7 @@ pub(crate) async fn run(
             network: op.network,
             limits: op.limits.clone(),
             caps: CapProfile::Step,
+            runtime: performer.settings.runtime(op.stage.as_str(), op.runtime.as_deref())?,
             files: Vec::new(),
         };
         ctx.news(format!("step {}", step.name)).await;

@@ -14,6 +14,7 @@ mod fleet;
 mod kill;
 mod limits;
 mod network;
+mod oci;
 mod pipeline;
 mod registries;
 mod reproducible;
@@ -76,6 +77,7 @@ fn main() {
         kill::TESTS,
         limits::TESTS,
         network::TESTS,
+        oci::TESTS,
         deploy::TESTS,
         deploy_faults::TESTS,
         source::TESTS,

@@ -102,6 +102,7 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
         platform: Platform::host(),
         limits: args.limits.limits(),
         network,
+        runtime: None,
     };
     let workspace = Workspace::open(&settings)?;
     let single = SingleBuild { tree: Arc::new(tree), op, dockerfile: text };

@@ -357,6 +357,7 @@ async fn no_more_run_at_once_than_there_are_places_and_tests_do_not_keep_builds_
             steps: vec![],
             limits: Default::default(),
             network: Network::None,
+            runtime: None,
         });
     }
     let waits = || Act::Waits(here.clone(), go.clone());

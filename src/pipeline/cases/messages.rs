@@ -77,7 +77,6 @@ fn keys_that_come_later_are_refused_by_name() {
         "secrets",
         "retry",
         "allow_failure",
-        "isolation",
         "environment",
         "concurrency",
         "runner",

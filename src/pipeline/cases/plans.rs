@@ -67,6 +67,31 @@ fn networks_are_private_unless_the_file_says_otherwise() {
 }
 
 #[test]
+fn a_stage_names_its_runtime_and_never_where_it_is() {
+    let d =
+        ok("version: 1\nstages:\n  a: {image: busybox, isolation: {runtime: runsc}, steps: [{run: x}]}\n  \
+                b: {build: {}, isolation: {runtime: kata.1}}\n  c: {build: {}}\n");
+    let plan = plan(&d, &on(Event::Push, None), &Selection::default()).unwrap();
+    let runtime = |name: &str| match &plan.nodes.iter().find(|n| n.name == name).unwrap().op {
+        Op::Steps(op) => op.runtime.clone(),
+        Op::Build(op) => op.runtime.clone(),
+        op => panic!("{op:?}"),
+    };
+    assert_eq!(["a", "b", "c"].map(runtime), [Some("runsc".into()), Some("kata.1".into()), None]);
+    for (isolation, hint) in [
+        ("{runtime: /usr/bin/runsc}", "--runtime NAME=PATH"),
+        ("{}", "isolation: {runtime: runsc}"),
+        ("runsc", "isolation: {runtime: runsc}"),
+    ] {
+        let text = format!("version: 1\nstages:\n  a: {{build: {{}}, isolation: {isolation}}}\n");
+        let found = super::parse(&text).unwrap_err().to_string();
+        assert!(found.contains(hint), "{found}");
+    }
+    let found = super::parse("version: 1\nstages:\n  a: {push: {}, isolation: {runtime: x}}\n").unwrap_err();
+    assert!(found.to_string().contains("a push stage has no `isolation`"), "{found}");
+}
+
+#[test]
 fn a_stage_after_a_skipped_one_is_skipped() {
     let d = ok(
         "version: 1\nstages:\n  a: {when: {event: [tag, api]}, build: {}}\n  b: {needs: a, image: busybox, steps: [{run: x}]}\n",
