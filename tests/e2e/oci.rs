@@ -18,7 +18,7 @@ fn repository(env: &Env, name: &str, isolation: &str) -> PathBuf {
         RUN <<EOF\nset -e\nid -u; grep Seccomp: /proc/self/status\ncat a > b; chown 7:8 b; rm /etc/group; mkdir -p /opt/new\n\
         test \"$(grep -c ' / overlay' /proc/mounts)\" = 1\nEOF\n";
     let pipeline = format!(
-        "version: 1\nstages:\n  image:\n    build: {{}}\n    network: none\n    {isolation}\n  test:\n    image: {{stage: image}}\n    network: none\n    {isolation}\n    \
+        "version: 1\nstages:\n  image:\n    build: {{}}\n    network: none\n    {isolation}\n  test:\n    needs: [image]\n    image: {{stage: image}}\n    network: none\n    {isolation}\n    \
          steps:\n      - {{name: one, run: 'stat -c %u:%g /data/b; echo from-one > /data/c; cat /proc/self/uid_map'}}\n      \
          - {{name: two, run: 'cat /data/c; hostname; ls -d /opt/new'}}\n"
     );
