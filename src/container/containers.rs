@@ -309,6 +309,7 @@ impl Containers {
     }
 
     fn discard(&self, container: &ContainerFiles) -> io::Result<()> {
+        container.clear_cgroup()?;
         let dir = self.dir.join("trash");
         files::private_dir(&dir)?;
         let trash = Trash::at(dir);
@@ -360,6 +361,7 @@ impl Containers {
         if files.end()?.is_some() {
             return Ok(None);
         }
+        files.clear_cgroup()?;
         files.save_end(&killed(&run))?;
         let name = entry.record.name.clone();
         Ok(Some(if asked.remove { Found::Removed(name) } else { Found::Died(name) }))

@@ -15,6 +15,7 @@ use crate::record::{ContainerFiles, EndRecord, NetworkMode, Record, RunRecord};
 use crate::{ContainerId, Overrides, process};
 use keelway_model::Clock;
 use keelway_model::clock::SystemClock;
+use keelway_sandbox::cgroup::ParentName;
 use keelway_sandbox::{
     Access, CapError, CapProfile, CapSet, Launcher, LauncherConfig, Mount, MountKind, Network,
 };
@@ -129,6 +130,7 @@ pub async fn keep(
     let gone = || KeepingError::Gone(post.id.clone());
     let record = files.load().map_err(failed("read the container's record"))?.ok_or_else(gone)?;
     let keeper = Keeper::begin(files.keeper_lock(), files.socket()).await?;
+    files.clear_cgroup().map_err(failed("remove the cgroup of the last run"))?;
     files.forget_run().map_err(failed("begin a run"))?;
     let noting = tokio::spawn(note_start(desk.clone(), files.clone()));
     let supervised = record.asked.is_supervised();
@@ -274,10 +276,12 @@ fn prepare(post: &Post, record: &Record, attachment: Attachment) -> Result<Conta
     let image = Image::prepare(&store, record.digest).map_err(|e| say(&e))?;
     // The run directory's name is nobody else's, on this store or another of this machine.
     let run = store.run_dir().file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let parent = format!("keelway/container-{run}");
-    store.note_cgroup(&parent).map_err(|e| say(&e))?;
-    let launcher = Launcher::new(LauncherConfig::new(parent.parse().map_err(|e| say(&e))?));
+    let parent: ParentName = format!("keelway/container-{run}").parse().map_err(|e| say(&e))?;
     let (asked, files) = (&record.asked, post.files());
+    // Whoever finds the container without its keeper removes it, and so does who opens the store next.
+    store.note_cgroup(parent.as_str()).map_err(|e| say(&e))?;
+    files.save_cgroup(&parent).map_err(|e| say(&e))?;
+    let launcher = Launcher::new(LauncherConfig::new(parent));
     let tmpfs = asked
         .tmpfs
         .iter()

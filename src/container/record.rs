@@ -9,9 +9,10 @@ use crate::files;
 use crate::names::{ContainerId, ContainerName};
 use crate::policy::RestartPolicy;
 use crate::publish::Publish;
-use keelway_disk::{Lock, LockError};
+use keelway_disk::{Faults, Lock, LockError, Sync, publish};
 use keelway_model::plan::UserSpec;
 use keelway_model::{Bytes, Digest, Limits, Timestamp};
+use keelway_sandbox::cgroup::{self, Layout, ParentName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -26,6 +27,9 @@ const WANT: &str = "want.json";
 const RUN: &str = "run.json";
 const END: &str = "end.json";
 const WATCH: &str = "watch.json";
+const CGROUP: &str = "cgroup";
+/// Bytes of a cgroup's name.
+const MAX_NAME: u64 = 4096;
 
 /// The network that a container asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -354,6 +358,19 @@ impl ContainerFiles {
             }
         }
         Ok(())
+    }
+    /// The cgroup of the next run, before it is made. It does not outlive the machine, so nothing is synced.
+    pub fn save_cgroup(&self, name: &ParentName) -> io::Result<()> {
+        publish(&self.dir, CGROUP, name.as_str().as_bytes(), Sync::No, &Faults::NONE)
+    }
+    /// Removes the cgroup that a killed keeper left. Only for who holds the keeper's lock: what runs there dies.
+    pub fn clear_cgroup(&self) -> io::Result<()> {
+        let path = self.dir.join(CGROUP);
+        let Some(name) = files::read_capped(&path, MAX_NAME)? else { return Ok(()) };
+        if let Ok(name) = String::from_utf8_lossy(&name).parse::<ParentName>() {
+            cgroup::reap(&Layout::detect(), &[name]).map_err(io::Error::other)?;
+        }
+        std::fs::remove_file(path)
     }
     /// What its supervisor knows.
     pub fn watch(&self) -> io::Result<Watch> {

@@ -120,6 +120,10 @@ fn settle(files: &ContainerFiles) -> Result<(Option<RunRecord>, Option<EndRecord
     let read = || Ok((files.run()?, files.end()?));
     let (run, end) = read().map_err(failed("read how it ended"))?;
     if let (Some(run), None) = (&run, &end) {
+        // Only who holds its lock knows that nobody keeps it again.
+        if let Ok(Some(_mine)) = Lock::try_take(&files.keeper_lock()) {
+            files.clear_cgroup().map_err(failed("remove its cgroup"))?;
+        }
         let end = EndRecord {
             code: 137,
             out_of_memory: false,

@@ -224,7 +224,8 @@ fn a_terminal_that_follows_ours(world: &World) -> Ended {
     seat.until("done\r\n");
     assert!(seat.is_raw());
     // Ctrl-C is typed, not felt: the shell and we live on, the sleep does not.
-    seat.press("echo slee''ping; sleep 1000\n");
+    // Said by who will sleep: the shell itself has given the terminal away by then.
+    seat.press("sh -c \"echo slee''ping; exec sleep 1000\"\n");
     seat.until("sleeping\r\n");
     seat.press("\x03");
     seat.resize(44, 120);

@@ -321,14 +321,14 @@ impl Leaks {
     }
 }
 
-/// Every cgroup whose own name contains `keelway`, in all hierarchies.
+/// Every cgroup whose path contains `keelway`, in all hierarchies.
 fn cgroups(dir: &Path, depth: usize, out: &mut BTreeSet<String>) {
     if depth > 8 {
         return;
     }
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            if entry.file_name().to_string_lossy().contains("keelway") {
+            if entry.path().to_string_lossy().contains("keelway") {
                 out.insert(format!("cgroup {}", entry.path().display()));
             }
             cgroups(&entry.path(), depth + 1, out);

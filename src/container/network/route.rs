@@ -12,6 +12,7 @@ const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
 
+const LINK_ADDRESS: u16 = 1;
 const LINK_NAME: u16 = 3;
 const LINK_MASTER: u16 = 10;
 const LINK_STATE: u16 = 16;
@@ -101,11 +102,16 @@ pub(super) fn pair(near: &End<'_>, far: &End<'_>) -> Message {
     })
 }
 
-/// Makes a bridge that is up.
+/// The hardware address of every bridge: ours to choose (bit 1 of the first byte), and alone on its own link.
+const BRIDGE: [u8; 6] = [0x02, 0x6b, 0x77, 0, 0, 1];
+
+/// Makes a bridge that is up. Its address stays as it is: one that the kernel chooses is that of a port and changes
+/// when the port goes, and then nobody reaches the bridge who knew the old one.
 pub(super) fn bridge(name: &str, index: u32) -> Message {
     Message::request(NEW_LINK, CREATE | EXCLUSIVE)
         .raw(&link(index, true))
         .text(LINK_NAME, name)
+        .bytes(LINK_ADDRESS, &BRIDGE)
         .nest(LINK_INFO, |m| m.text(INFO_KIND, "bridge"))
 }
 

@@ -213,6 +213,8 @@ impl Router {
             for index in [Some(pair.near.index), pair.near.master].into_iter().flatten() {
                 until_it_sends(|| self.routes().tell(route::look(index)))?;
             }
+            // Each end is noticed by itself, and this one sends the first packet.
+            until_it_sends(|| routes.tell(route::look(INSIDE.1)))?;
             Ok(true)
         })?;
         Ok(fits.then_some(Place { namespace, address, gateway }))

@@ -439,9 +439,12 @@ pub(crate) fn remove_everywhere(parent: &ParentName) {
 fn remove_empty(root: &Path, parent: &ParentName) {
     let mut path = parent.as_str();
     loop {
-        // Not empty (another launcher lives below) or not there: nothing to do.
-        if fs::remove_dir(root.join(path)).is_err() {
-            break;
+        match fs::remove_dir(root.join(path)) {
+            Ok(()) => {}
+            // What was above it may be empty for that very reason.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            // Another launcher lives below.
+            Err(_) => break,
         }
         match path.rsplit_once('/') {
             Some((up, _)) => path = up,
