@@ -3,6 +3,7 @@
 //! All methods block for at most a few file operations; the engine calls them on the blocking pool. Waiting is
 //! the engine's business, so [`StepCache::try_claim`] never waits.
 
+use keelway_model::plan::Chain;
 use keelway_model::{CacheKey, Digest, KeyPart, Output};
 use keelway_store::{ClaimError, Store, StoreError};
 
@@ -27,8 +28,10 @@ pub enum CacheError {
 pub trait StepCache: Send + Sync + 'static {
     /// The output recorded for a key, when all of it is still there.
     fn get(&self, key: &CacheKey) -> Result<Option<Output>, CacheError>;
-    /// Records an output.
-    fn put(&self, key: &CacheKey, output: &Output) -> Result<(), CacheError>;
+    /// The output of the same step on a base of other snapshots that hold the same bytes.
+    fn again(&self, key: &CacheKey, base: &Chain) -> Result<Option<Output>, CacheError>;
+    /// Records an output, and what the step stood on.
+    fn put(&self, key: &CacheKey, base: Option<&Chain>, output: &Output) -> Result<(), CacheError>;
     /// The parts of the last key recorded for the same step: [`CacheKey::identity`].
     fn last_parts(&self, identity: &Digest) -> Result<Option<Vec<(KeyPart, Digest)>>, CacheError>;
     /// The right to run the step with this key, or `None` while somebody else, in this or another process, has it.
@@ -39,8 +42,15 @@ impl StepCache for Store {
     fn get(&self, key: &CacheKey) -> Result<Option<Output>, CacheError> {
         Ok(self.cache_get(key))
     }
-    fn put(&self, key: &CacheKey, output: &Output) -> Result<(), CacheError> {
-        Ok(self.cache_put(key, output)?)
+    fn again(&self, key: &CacheKey, base: &Chain) -> Result<Option<Output>, CacheError> {
+        Ok(self.cache_again(key, base))
+    }
+    fn put(&self, key: &CacheKey, base: Option<&Chain>, output: &Output) -> Result<(), CacheError> {
+        self.cache_put(key, output)?;
+        match base {
+            Some(base) => Ok(self.cache_ran(key, base, output)?),
+            None => Ok(()),
+        }
     }
     fn last_parts(&self, identity: &Digest) -> Result<Option<Vec<(KeyPart, Digest)>>, CacheError> {
         Ok(Store::last_parts(self, identity))

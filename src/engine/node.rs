@@ -10,6 +10,7 @@ use crate::cancel::{CancelReason, CancelSource, CancelToken};
 use crate::dispatcher::{Message, Shared};
 use crate::perform::{Ctx, Failure, Performed};
 use futures_util::FutureExt;
+use keelway_model::plan::Chain;
 use keelway_model::{
     CacheKey, EventKind, ExitCode, MissReason, Node, NodeId, Op, Output, Plan, WaitReason, format_duration,
 };
@@ -281,7 +282,10 @@ async fn try_work(task: &Task, ctx: &Ctx, armed: Armed) -> Result<Worked, Stop> 
     if let Some(key) = key {
         let (found, waited) = look_up(task, ctx, &key, &armed, &mut place).await?;
         match found {
-            Found::Hit(output) => {
+            Found::Hit(output, again) => {
+                if again {
+                    ctx.news(format!("{}: what it stands on was made anew and is the same", name())).await;
+                }
                 ctx.send(EventKind::CacheHit { name: name() }).await;
                 return Ok(Worked::Done { output, result: None, cached: true });
             }
@@ -332,7 +336,8 @@ async fn take_place<'a>(task: &'a Task, ctx: &Ctx, armed: &Armed) -> Result<Sema
 
 #[allow(clippy::large_enum_variant, reason = "a few short-lived values a node")]
 enum Found {
-    Hit(Output),
+    /// The second value says that it was found by what its base holds.
+    Hit(Output, bool),
     Miss(Claim, MissReason),
     Busy,
 }
@@ -350,7 +355,8 @@ async fn look_up(
     let mut waited = false;
     loop {
         let (cache, wanted) = (Arc::clone(&task.shared.cache), key.clone());
-        match blocking(move || look_once(&*cache, &wanted)).await?? {
+        let base = base_of(&task.inputs);
+        match blocking(move || look_once(&*cache, &wanted, base.as_ref())).await?? {
             Found::Busy => {}
             found => return Ok((found, waited)),
         }
@@ -367,14 +373,30 @@ async fn look_up(
     }
 }
 
-fn look_once(cache: &dyn StepCache, key: &CacheKey) -> Result<Found, CacheError> {
+/// The root file system that a step stands on: the output of its first need.
+fn base_of(inputs: &[Output]) -> Option<Chain> {
+    match inputs.first()? {
+        Output::Chain(chain) => Some(chain.clone()),
+        Output::Image(image) => Some(image.chain.clone()),
+        Output::Nothing | Output::Pushed(_) => None,
+    }
+}
+
+fn look_once(cache: &dyn StepCache, key: &CacheKey, base: Option<&Chain>) -> Result<Found, CacheError> {
     if let Some(output) = cache.get(key)? {
-        return Ok(Found::Hit(output));
+        return Ok(Found::Hit(output, false));
     }
     let Some(claim) = cache.try_claim(&key.digest)? else { return Ok(Found::Busy) };
     // Whoever had the claim may have recorded the step between the look and the claim.
     if let Some(output) = cache.get(key)? {
-        return Ok(Found::Hit(output));
+        return Ok(Found::Hit(output, false));
+    }
+    if let Some(base) = base
+        && let Some(output) = cache.again(key, base)?
+    {
+        // Found by its key the next time, without a look into the base.
+        cache.put(key, Some(base), &output)?;
+        return Ok(Found::Hit(output, true));
     }
     let last = cache.last_parts(&key.identity)?;
     Ok(Found::Miss(claim, key.explain(last.as_deref())))
@@ -384,8 +406,9 @@ fn look_once(cache: &dyn StepCache, key: &CacheKey) -> Result<Found, CacheError>
 /// costs a later build time, and is said, but fails nothing.
 async fn record(task: &Task, ctx: &Ctx, key: CacheKey, claim: Claim, output: Output) -> Result<(), Stop> {
     let cache = Arc::clone(&task.shared.cache);
+    let base = base_of(&task.inputs);
     let put = blocking(move || {
-        let put = cache.put(&key, &output);
+        let put = cache.put(&key, base.as_ref(), &output);
         drop(claim);
         put
     })

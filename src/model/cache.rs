@@ -60,6 +60,19 @@ impl CacheKey {
         }
         Self { digest: h.finish(), parts, identity }
     }
+    /// The step itself, whatever it stands on; `None` for one that stands on nothing.
+    pub fn step(&self) -> Option<Digest> {
+        let mut h = Hasher::new();
+        h.field(b"keelway step").field(&Self::VERSION.to_le_bytes());
+        let mut stands = false;
+        for (part, digest) in &self.parts {
+            match part {
+                KeyPart::Base => stands = true,
+                part => _ = h.field(part.to_string().as_bytes()).field(digest.as_bytes()),
+            }
+        }
+        stands.then(|| h.finish())
+    }
     /// Why this key missed, given the parts of the last build of the same step.
     pub fn explain(&self, last: Option<&[(KeyPart, Digest)]>) -> MissReason {
         let Some(last) = last else { return MissReason::NeverBuilt };

@@ -32,7 +32,7 @@ struct Last {
 }
 
 impl Store {
-    fn cache(&self, kind: &str) -> PathBuf {
+    pub(crate) fn cache(&self, kind: &str) -> PathBuf {
         self.inner.root.join("cache").join(kind)
     }
 
@@ -57,13 +57,18 @@ impl Store {
         (last.identity == *identity).then_some(last.parts)
     }
 
-    fn put_record<T: Serialize>(&self, kind: &str, name: &Digest, value: &T) -> Result<(), StoreError> {
+    pub(crate) fn put_record<T: Serialize>(
+        &self,
+        kind: &str,
+        name: &Digest,
+        value: &T,
+    ) -> Result<(), StoreError> {
         let folder = self.cache(kind);
         let bytes = record::encode(value).map_err(|e| StoreError::io("write", &folder)(e.into()))?;
         self.publish(&folder, &name.hex(), &bytes, Sync::No)
     }
 
-    fn is_here(&self, output: &Output) -> bool {
+    pub(crate) fn is_here(&self, output: &Output) -> bool {
         let chain = |c: &Chain| c.snapshots.iter().all(|s| self.has_snapshot(s));
         match output {
             Output::Nothing | Output::Pushed(_) => true,

@@ -9,14 +9,16 @@
 //!   directory whose lock can be taken is cleaned up.
 //!
 //! Layout: `version`, `blobs/sha256/<2>/<hex>`, `snapshots/<id>/{fs,meta.json,layer-*.json}`,
-//! `refs/`, `cache/{keys,last,memo}`, `locks/`, `runs/<id>/`, `trash/`, and the marks `boot` and `synced`.
+//! `refs/`, `cache/{keys,last,steps,memo}`, `locks/`, `runs/<id>/`, `trash/`, and the marks `boot` and `synced`.
 //!
 //! The store must not read the clock (but through the [`Clock`](keelway_model::Clock) given), print, or
 //! decide what a step means: it keeps what it is given.
 
+mod again;
 mod blob;
 mod cache;
 mod claim;
+mod compare;
 mod error;
 pub mod fuzz;
 mod key;
@@ -36,6 +38,7 @@ mod walk;
 
 pub use blob::{BlobWriter, CommitError};
 pub use claim::{Claim, ClaimError};
+pub use compare::Difference;
 pub use error::{OpenError, StoreError, content_asks_for_it};
 pub use key::{KeyRules, Verdict, keep_everything};
 pub use layer::{Compression, Layer, UnpackError, UnpackLimits};

@@ -25,8 +25,18 @@ pub(crate) const FORMAT: u32 = 1;
 const OPEN_WAIT: Duration = Duration::from_secs(600);
 
 /// The folders of a store.
-const FOLDERS: [&str; 9] =
-    ["blobs/sha256", "snapshots", "refs", "cache/keys", "cache/last", "cache/memo", "locks", "runs", "trash"];
+const FOLDERS: [&str; 10] = [
+    "blobs/sha256",
+    "snapshots",
+    "refs",
+    "cache/keys",
+    "cache/last",
+    "cache/steps",
+    "cache/memo",
+    "locks",
+    "runs",
+    "trash",
+];
 
 /// An open store. Cheap to clone; the run directory lives until the last clone goes.
 #[derive(Clone)]

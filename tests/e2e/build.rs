@@ -11,6 +11,10 @@ pub const TESTS: &[Test] = &[
     ("build::an_unchanged_build_hits_everywhere", an_unchanged_build_hits_everywhere),
     ("build::an_edited_file_reruns_only_what_depends_on_it", an_edited_file_reruns_only_what_depends_on_it),
     (
+        "build::a_step_on_a_base_that_came_out_the_same_is_not_run_again",
+        a_step_on_a_base_that_came_out_the_same_is_not_run_again,
+    ),
+    (
         "build::a_failing_run_says_which_and_shows_its_last_lines",
         a_failing_run_says_which_and_shows_its_last_lines,
     ),
@@ -70,6 +74,24 @@ fn an_unchanged_build_hits_everywhere(world: &World) -> Ended {
     assert_eq!(nodes(&again, "cache-hit").len(), 4, "{}", again.stdout);
     let digest = build(&env, &dir, &[]).expect(0).stdout;
     assert_eq!(first.stdout, digest, "a hit gives the same image");
+    Ok(())
+}
+
+fn a_step_on_a_base_that_came_out_the_same_is_not_run_again(world: &World) -> Ended {
+    let env = with_busybox(world);
+    let built = |first: &str| {
+        let text =
+            format!("FROM busybox\nRUN {first}\nRUN cat /one > /two\nWORKDIR /w\nRUN cat /two > three\n");
+        let dir = context(&env, "c", &[("Dockerfile", &text)]);
+        build(&env, &dir, &["--format", "json"]).expect(0)
+    };
+    built("echo 1 > /one");
+    let same = built("echo 1 | cat > /one");
+    assert_eq!(nodes(&same, "cache-miss").len(), 1, "{}", same.stdout);
+    assert_eq!(nodes(&same, "cache-hit").len(), 3, "{}", same.stdout);
+    assert!(same.stdout.contains("what it stands on was made anew and is the same"), "{}", same.stdout);
+    let other = built("echo 2 > /one");
+    assert_eq!(nodes(&other, "cache-miss").len(), 4, "{}", other.stdout);
     Ok(())
 }
 

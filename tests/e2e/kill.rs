@@ -267,7 +267,10 @@ fn ctrl_c_in_the_first_command_leaves_nothing(world: &World) -> Ended {
         ("==> the rig", Some("host1")),
         ("==> commit 2", None),
     ] {
-        let mut shown = std::process::Command::new(std::env::current_exe().expect("our own path"))
+        // A shell that runs us in the background has signals of the keyboard ignored, and that is inherited.
+        let mut shown = std::process::Command::new("env")
+            .arg("--default-signal=INT,TERM")
+            .arg(std::env::current_exe().expect("our own path"))
             .arg(demo::VERB)
             .arg(&world.keelway)
             .arg(world.project.join("examples/web"))

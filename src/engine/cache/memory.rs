@@ -1,7 +1,8 @@
 //! A cache in memory, for tests of the engine. It promises what the store's does, within one process.
 
 use super::{CacheError, Claim, StepCache};
-use keelway_model::{CacheKey, Digest, KeyPart, Output};
+use keelway_model::plan::Chain;
+use keelway_model::{CacheKey, Digest, KeyPart, Output, SnapshotId};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +14,8 @@ pub(crate) struct MemoryCache(Arc<Mutex<Memory>>);
 struct Memory {
     outputs: HashMap<Digest, Output>,
     parts: HashMap<Digest, Vec<(KeyPart, Digest)>>,
+    /// By the step alone and its base: here equal snapshots are those of the same name.
+    steps: HashMap<(Digest, Vec<SnapshotId>), Output>,
     claimed: HashSet<Digest>,
 }
 
@@ -42,8 +45,14 @@ impl StepCache for MemoryCache {
     fn get(&self, key: &CacheKey) -> Result<Option<Output>, CacheError> {
         Ok(self.lock().outputs.get(&key.digest).cloned())
     }
-    fn put(&self, key: &CacheKey, output: &Output) -> Result<(), CacheError> {
+    fn again(&self, key: &CacheKey, base: &Chain) -> Result<Option<Output>, CacheError> {
+        Ok(key.step().and_then(|step| self.lock().steps.get(&(step, base.snapshots.clone())).cloned()))
+    }
+    fn put(&self, key: &CacheKey, base: Option<&Chain>, output: &Output) -> Result<(), CacheError> {
         let mut memory = self.lock();
+        if let (Some(step), Some(base)) = (key.step(), base) {
+            memory.steps.insert((step, base.snapshots.clone()), output.clone());
+        }
         memory.outputs.insert(key.digest, output.clone());
         memory.parts.insert(key.identity, key.parts.clone());
         Ok(())

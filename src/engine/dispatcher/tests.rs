@@ -468,7 +468,7 @@ async fn engine_time_per_empty_operation() {
             if cached { (0..NODES).map(|i| (format!("n{i}"), "same")).collect() } else { BTreeMap::new() };
         let fake = Arc::new(Fake { keys, ..Fake::default() });
         let cache = MemoryCache::new();
-        cache.put(&key("same"), &Output::Nothing).unwrap();
+        cache.put(&key("same"), None, &Output::Nothing).unwrap();
         let ledger = keelway_ledger::Ledger::in_memory(Arc::new(FixedClock(Timestamp(0)))).unwrap();
         let run_id = ledger
             .create_run(&keelway_ledger::NewRun {

@@ -82,7 +82,7 @@ async fn who_waits_for_an_equal_step_says_so_and_gives_its_place_away() {
         while fake.performed() != ["other"] {
             tokio::task::yield_now().await;
         }
-        cache.put(&key("make"), &Output::Nothing).unwrap();
+        cache.put(&key("make"), None, &Output::Nothing).unwrap();
         drop(claim);
     };
     let (ran, ()) = tokio::join!(run, elsewhere);
