@@ -1,3 +1,5 @@
+//! Same tar, same snapshot: every change that a layer shows is found, and nothing else.
+
 use super::*;
 use crate::Compression;
 use crate::tests::{rig, snapshot, write};
