@@ -6,7 +6,7 @@
 
 use crate::ids::IdMap;
 use crate::root::Stage;
-use crate::spec::{Access, MountKind, Network, Resource, RootFs, Spec};
+use crate::spec::{Access, MountKind, Network, Resource, Spec};
 use crate::{caps, root, seccomp};
 use keelway_model::limits::DEFAULT_PIDS;
 use serde_json::{Value, json};
@@ -104,7 +104,7 @@ pub(crate) fn config(spec: &Spec, bundle: &Bundle<'_>) -> Result<Value, BundleEr
             "rlimits": rlimits(spec),
             "noNewPrivileges": bundle.ids.is_none() || !spec.caps.new_privileges(),
         },
-        "root": { "path": bundle.rootfs, "readonly": matches!(spec.root, RootFs::ReadOnly { .. }) },
+        "root": { "path": bundle.rootfs, "readonly": spec.root.is_read_only() },
         "hostname": spec.hostname,
         "mounts": mounts(spec, bundle)?,
         "linux": linux,

@@ -6,6 +6,7 @@
 
 mod exec;
 mod foreign;
+mod gate;
 mod guard;
 mod interpreter;
 mod join;
@@ -49,6 +50,7 @@ struct Kept {
     stubs: Vec<Stub>,
     failure: Option<SetupError>,
     started: bool,
+    gate: Option<gate::Gate>,
     used: Option<Usage>,
     end: Option<ExitKind>,
 }
@@ -64,7 +66,11 @@ fn supervise(control: &OwnedFd) -> i32 {
         Err(e) => return fail(control, SetupError::Protocol { detail: e.to_string() }),
     };
     // The lock of the id range, where there is one: kept until this process ends, after every other.
-    let _range = fds.split_off(fds.len().min(3));
+    let mut kept = fds.split_off(fds.len().min(3)).into_iter();
+    let gate = if request.gated { kept.next() } else { None };
+    let _range = kept.next();
+    // Nobody's directory is held busy.
+    let _ = nix::unistd::chdir("/");
     let Ok(stdio) = <[OwnedFd; 3]>::try_from(fds) else {
         return fail(control, SetupError::Protocol { detail: "a spec without its three descriptors".into() });
     };
@@ -74,6 +80,7 @@ fn supervise(control: &OwnedFd) -> i32 {
     };
     match group.doors().and_then(|doors| start(control, &request, stdio, &doors)) {
         Ok(mut kept) => {
+            kept.gate = gate.map(gate::Gate::new);
             let mut guard =
                 Guard::new(&request.spec, &group, kept.pid, [control.as_raw_fd(), kept.life.as_raw_fd()]);
             kept.keep(control, &group, &request, &mut guard);
@@ -114,7 +121,9 @@ fn start(
     let (life, theirs) = UnixStream::pair()
         .map_err(|e| SetupError::Step { action: "make PID 1's socket".into(), errno: e.into() })?;
     // These belong to the machine's user namespace: nobody inside has power over them.
-    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
+    // Whoever keeps a container by its pid waits for it: its parent is ours, and then who adopts orphans.
+    let sibling = if request.gated { libc::CLONE_PARENT } else { 0 };
+    let namespaces = sibling | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
     match sys::clone_into(namespaces).map_err(step("make the namespaces"))? {
         Cloned::Child => {
             drop(life);
@@ -125,7 +134,7 @@ fn start(
         }
         Cloned::Parent { pid, pidfd } => {
             let stubs = Vec::new();
-            Ok(Kept { pid, pidfd, life, stubs, failure: None, started: false, used: None, end: None })
+            Ok(Kept { pid, pidfd, life, stubs, failure: None, started: false, gate: None, used: None, end: None })
         }
     }
 }
@@ -145,6 +154,7 @@ impl Kept {
     fn keep(&mut self, control: &OwnedFd, group: &Group, request: &Request, guard: &mut Guard<'_>) {
         let mut owner_lives = true;
         let mut inner_talks = true;
+        let mut released = false;
         loop {
             // A descriptor that is out of the game is asked for nothing and only wakes us if it is polled.
             let mut fds = vec![PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
@@ -154,6 +164,10 @@ impl Kept {
             if owner_lives {
                 fds.push(PollFd::new(control.as_fd(), PollFlags::POLLIN));
             }
+            let at_gate = self.gate.as_ref().map(|gate| {
+                fds.push(PollFd::new(gate.as_fd(), PollFlags::POLLIN));
+                fds.len() - 1
+            });
             let own = fds.len();
             fds.extend(guard.fds());
             match poll(&mut fds, guard.patience()) {
@@ -168,6 +182,7 @@ impl Kept {
             let dead = ready(0);
             let from_inner = inner_talks && ready(1);
             let from_owner = owner_lives && ready(if inner_talks { 2 } else { 1 });
+            let somebody = at_gate.is_some_and(ready);
             drop(fds);
             if from_inner {
                 inner_talks = self.hear(control);
@@ -175,19 +190,25 @@ impl Kept {
             if dead {
                 break;
             }
+            if somebody && !dead {
+                self.answer();
+            }
             if self.started && guard.look() {
                 self.kill();
             }
             if from_owner {
                 match proto::receive::<Order>(control.as_fd()) {
                     Ok(Some((Order::Exec(spec), fds))) => self.exec(control, group, request, &spec, fds),
+                    Ok(Some((Order::Release, _))) => released = self.gate.is_some(),
                     Ok(Some((order, _))) => {
                         let _ = proto::send(self.life.as_fd(), &order, &[]);
                     }
                     // The owner is dead or lets go.
                     Ok(None) | Err(_) => {
                         owner_lives = false;
-                        self.kill();
+                        if !released {
+                            self.kill();
+                        }
                     }
                 }
             }
@@ -196,6 +217,19 @@ impl Kept {
             inner_talks = self.hear(control);
         }
         self.drain();
+    }
+
+    /// Obeys somebody who came to the gate.
+    fn answer(&mut self) {
+        let started = self.started;
+        let Some(gate) = &mut self.gate else { return };
+        match gate.ask(started) {
+            Some(Order::Kill) => self.kill(),
+            Some(order) => {
+                let _ = proto::send(self.life.as_fd(), &order, &[]);
+            }
+            None => {}
+        }
     }
 
     /// Starts one more process. What becomes of it is its own affair, and of the socket that came along.
@@ -241,7 +275,22 @@ impl Kept {
             Ok(Some((message, fds))) => {
                 match message {
                     Inner::Stubs(stubs) => self.stubs = stubs,
-                    Inner::Failed(error) => self.failure = Some(error),
+                    Inner::Failed(error) => {
+                        if let Some(gate) = &mut self.gate {
+                            gate.tell(&Report::Failed(error.clone()));
+                        }
+                        self.failure = Some(error);
+                    }
+                    Inner::Ready { warnings } => {
+                        let report = Report::Started { pid: self.pid, warnings };
+                        let _ = proto::send(control.as_fd(), &report, &[self.pidfd.as_raw_fd()]);
+                    }
+                    Inner::Started { .. } if self.gate.is_some() => {
+                        self.started = true;
+                        if let Some(gate) = &mut self.gate {
+                            gate.tell(&Report::State { started: true });
+                        }
+                    }
                     Inner::Used(usage) => self.used = Some(usage),
                     Inner::Ended(kind) => self.end = Some(kind),
                     Inner::Started { warnings } => {

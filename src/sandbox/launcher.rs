@@ -151,9 +151,24 @@ impl Launcher {
         &self.0.layout
     }
 
+    /// Builds the sandbox and returns before its program is executed, which [`crate::Gate::start`] of whoever is connected
+    /// to the listening socket does. It may be let go: see [`Running::release`]. Neither a terminal nor another
+    /// runtime is possible.
+    pub fn create(&self, spec: &Spec, stdio: Stdio, gate: std::os::unix::net::UnixListener) -> Result<Running, SpawnError> {
+        if spec.terminal.is_some() || spec.runtime.is_some() {
+            return Err(crate::spec::SpecError::Runtime.into());
+        }
+        self.begin(spec, stdio, Some(gate.into()))
+    }
+
     /// Builds the sandbox and returns when its program runs (was executed), or why it does not. Blocks for
     /// some milliseconds.
     pub fn spawn(&self, spec: &Spec, stdio: Stdio) -> Result<Running, SpawnError> {
+        self.begin(spec, stdio, None)
+    }
+
+    fn begin(&self, spec: &Spec, stdio: Stdio, gate: Option<OwnedFd>) -> Result<Running, SpawnError> {
+        let gate = gate.as_ref();
         spec.check()?;
         spec.user.check(self.same().count)?;
         if let Some(runtime) = &spec.runtime {
@@ -166,12 +181,12 @@ impl Launcher {
             self.0.foreign.store(true, Ordering::Relaxed);
         }
         if self.0.config.ids == Ids::Same || self.0.outer.is_some() {
-            return self.spawn_with(spec, &stdio, None, Vec::new());
+            return self.spawn_with(spec, &stdio, gate, None, Vec::new());
         }
         if let Some(why) = self.0.same_ids.get() {
-            return self.spawn_with(spec, &stdio, None, vec![why.clone()]);
+            return self.spawn_with(spec, &stdio, gate, None, vec![why.clone()]);
         }
-        match self.spawn_with(spec, &stdio, Some(self.claim()?), Vec::new()) {
+        match self.spawn_with(spec, &stdio, gate, Some(self.claim()?), Vec::new()) {
             // Nothing ran and nothing was mounted yet.
             Err(SpawnError::Setup(SetupError::IdMap { path, errno, root })) => {
                 let why = format!(
@@ -181,7 +196,7 @@ impl Launcher {
                 if root {
                     let _ = self.0.same_ids.set(why.clone());
                 }
-                self.spawn_with(spec, &stdio, None, vec![why])
+                self.spawn_with(spec, &stdio, gate, None, vec![why])
             }
             other => other,
         }
@@ -207,6 +222,7 @@ impl Launcher {
         &self,
         spec: &Spec,
         stdio: &Stdio,
+        gate: Option<&OwnedFd>,
         range: Option<Range>,
         mut warnings: Vec<String>,
     ) -> Result<Running, SpawnError> {
@@ -233,8 +249,10 @@ impl Launcher {
             ids: range.as_ref().map_or(self.same(), |r| r.map),
             outer: self.0.outer.clone(),
             legacy_overlay: self.0.config.overlay == OverlayApi::Legacy,
+            gated: gate.is_some(),
         };
         let mut fds = vec![stdio.stdin.as_raw_fd(), stdio.stdout.as_raw_fd(), stdio.stderr.as_raw_fd()];
+        fds.extend(gate.map(AsRawFd::as_raw_fd));
         fds.extend(range.as_ref().map(|r| r.lock.as_fd().as_raw_fd()));
         let sent = proto::send(running.control(), &request, &fds);
         // The supervisor has a copy and holds the range from here on.

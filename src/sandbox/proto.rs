@@ -22,7 +22,7 @@ pub(crate) const VERSION: u8 = 4;
 const MAX_FRAME: usize = 64 << 20;
 const HEADER: usize = 5;
 /// Most descriptors on one frame.
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = 5;
 
 /// Owner to supervisor, once, with stdin, stdout, stderr and the lock of the id range, if there is one.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub(crate) struct Request {
     pub outer: Option<Outer>,
     /// Mount the root by mount(2), as kernels before 6.8 need it.
     pub legacy_overlay: bool,
+    /// It waits for [`Order::Start`] before it executes anything, and may outlive its owner; a listening socket for
+    /// orders comes along as fourth descriptor.
+    pub gated: bool,
 }
 
 /// Owner to supervisor afterwards; the first also supervisor to PID 1, and owner to a process that joined.
@@ -44,6 +47,14 @@ pub(crate) enum Order {
     Signal(i32),
     /// Start one more process; its three descriptors come along, and the socket that it is spoken with over.
     Exec(Box<ExecSpec>),
+    /// Execute the program, of one that was only created.
+    Start,
+    /// Answer with [`Report::State`].
+    State,
+    /// Kill all of it.
+    Kill,
+    /// Live on when this owner is gone.
+    Release,
 }
 
 /// Supervisor to owner.
@@ -54,6 +65,8 @@ pub(crate) enum Report {
     Started { pid: i32, warnings: Vec<String> },
     /// It did not start.
     Failed(SetupError),
+    /// An answer to an order of somebody who is not the owner.
+    State { started: bool },
     /// It ended, and all others with it.
     Ended { kind: ExitKind, usage: Usage },
 }
@@ -61,6 +74,8 @@ pub(crate) enum Report {
 /// PID 1 to supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Inner {
+    /// Everything is there but the program: it waits for [`Order::Start`].
+    Ready { warnings: Vec<String> },
     /// Mount points were made in the root: remove them from the upper directory at the end.
     Stubs(Vec<Stub>),
     /// The other side of the terminal comes along, if there is one.

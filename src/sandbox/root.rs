@@ -144,7 +144,7 @@ pub(crate) fn enter(
     let root = overlay::mount(&spec.root, host_root.as_fd(), scratch, how)?;
     let upper = match &spec.root {
         RootFs::Overlay { upper, .. } => Some(open_host_dir(upper)?),
-        RootFs::ReadOnly { .. } => None,
+        RootFs::ReadOnly { .. } | RootFs::Directory { .. } => None,
     };
     let mut targets = Targets::new(root.as_fd(), upper, how.ids, stubs)?;
     proc(&mut targets, &parts)?;
@@ -153,8 +153,9 @@ pub(crate) fn enter(
     for (mount, view) in spec.mounts.iter().zip(&parts.views) {
         extra(&mut targets, mount, view.as_ref())?;
     }
+    protect(&root, spec, &parts)?;
     pivot(&root)?;
-    if matches!(spec.root, RootFs::ReadOnly { .. }) {
+    if spec.root.is_read_only() {
         sys::mount_setattr(root.as_fd(), RDONLY, 0, false).map_err(step("make the root read-only"))?;
     }
     Ok(terminal)
@@ -335,6 +336,33 @@ fn mask(mount: &OwnedFd, paths: &[&str], parts: &Parts) -> Result<(), SetupError
         let stat = fstat(&at).map_err(step(format!("look at {path:?} to mask it")))?;
         let cover = if is_dir(stat.st_mode) { &parts.empty } else { &parts.null };
         cover.lay_over(&at, path)?;
+    }
+    Ok(())
+}
+
+/// What the spec protects beyond what everybody is protected from.
+fn protect(root: &OwnedFd, spec: &Spec, parts: &Parts) -> Result<(), SetupError> {
+    let all = spec.masked.iter().map(|p| (p, true)).chain(spec.read_only.iter().map(|p| (p, false)));
+    for (path, masked) in all {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let at = match openat2(root, path, how) {
+            Ok(at) => at,
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => continue,
+            Err(e) => return Err(step(format!("look at {path:?} to protect it"))(e)),
+        };
+        let stat = fstat(&at).map_err(step(format!("look at {path:?} to protect it")))?;
+        let cover = match (masked, is_dir(stat.st_mode)) {
+            (true, true) => &parts.empty,
+            (true, false) => &parts.null,
+            (false, _) => &at,
+        };
+        let copy = sys::open_tree_clone(cover.as_fd(), !masked).map_err(mount_error("a protection", path))?;
+        if !masked {
+            sys::mount_setattr(copy.as_fd(), RDONLY, 0, true).map_err(mount_error("a protection", path))?;
+        }
+        attach(&copy, &at, "a protection", path)?;
     }
     Ok(())
 }

@@ -135,6 +135,14 @@ impl Running {
         }
     }
 
+    /// Lets one of [`crate::Launcher::create`] live on without this owner.
+    pub fn release(mut self) -> Result<(), WaitError> {
+        proto::send(self.shared.control.as_fd(), &Order::Release, &[])
+            .map_err(|source| WaitError::Io { action: "let go of", source })?;
+        self.exit = Some(Exit { kind: ExitKind::InitKilled, usage: Usage::default() });
+        Ok(())
+    }
+
     /// Process id, on this machine, of the sandbox's PID 1.
     pub fn pid(&self) -> i32 {
         self.pid

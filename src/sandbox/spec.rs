@@ -32,11 +32,29 @@ pub enum RootFs {
         /// Overlayfs's own directory: empty, beside `upper`, thrown away afterwards.
         work: PathBuf,
     },
+    /// A directory of the machine itself, with what is mounted below it: an OCI bundle's.
+    Directory {
+        /// Absolute path.
+        path: PathBuf,
+        /// May the process write to it? Mount points that it lacks are made and stay in any case.
+        access: Access,
+    },
     /// Nothing below `/` can be written but the mounts of the spec.
     ReadOnly {
         /// Lowest first; at least one.
         lowers: Vec<PathBuf>,
     },
+}
+
+impl RootFs {
+    /// Is nothing below `/` to be written but the mounts of the spec?
+    pub(crate) fn is_read_only(&self) -> bool {
+        match self {
+            Self::Overlay { .. } => false,
+            Self::ReadOnly { .. } => true,
+            Self::Directory { access, .. } => *access == Access::ReadOnly,
+        }
+    }
 }
 
 /// Who the process is.
@@ -267,6 +285,12 @@ pub struct Spec {
     /// [`crate::oci_config`] for what it is told. Only root can have one, and neither a terminal nor further
     /// processes are possible.
     pub runtime: Option<PathBuf>,
+    /// Forbid new privileges, also where the capabilities' profile would not.
+    pub no_new_privileges: bool,
+    /// More paths that are empty for the process, as the others: absolute; those that are not there are left out.
+    pub masked: Vec<PathBuf>,
+    /// More paths that are read-only.
+    pub read_only: Vec<PathBuf>,
 }
 
 impl User {
@@ -302,6 +326,9 @@ impl Spec {
             counted: false,
             work: Work::Program,
             runtime: None,
+            no_new_privileges: false,
+            masked: Vec::new(),
+            read_only: Vec::new(),
         }
     }
 
@@ -344,6 +371,10 @@ impl Spec {
             }
             RootFs::ReadOnly { lowers } if lowers.is_empty() => return Err(SpecError::NoLowers),
             RootFs::ReadOnly { lowers } => lowers,
+            RootFs::Directory { path, .. } => {
+                absolute("the root directory", path)?;
+                &Vec::new()
+            }
         };
         if lowers.len() > MAX_LOWERS {
             return Err(SpecError::TooManyLowers { count: lowers.len() });

@@ -72,7 +72,10 @@ pub(crate) fn clone_into(namespaces: libc::c_int) -> Result<Cloned> {
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = namespaces as u64 | libc::CLONE_PIDFD as u64;
     args.pidfd = &raw mut pidfd as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    // A sibling ends as its parent would.
+    if namespaces & libc::CLONE_PARENT == 0 {
+        args.exit_signal = libc::SIGCHLD as u64;
+    }
     // SAFETY: no CLONE_VM and no stack, so the child goes on with a copy of everything as after fork(2);
     // the caller has one thread, so no lock can be held by a thread that the child lacks.
     let pid =

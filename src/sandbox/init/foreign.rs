@@ -197,8 +197,8 @@ impl Container<'_> {
                         let mut kill = self.command("kill");
                         within(kill.arg(ID).arg(signal.to_string()));
                     }
-                    // Refused by the supervisor.
-                    Ok(Some((Order::Exec(_), _))) => {}
+                    // Not for us.
+                    Ok(Some(_)) => {}
                     // The supervisor is dead.
                     Ok(None) | Err(_) => sys::exit_now(1),
                 }

@@ -150,7 +150,7 @@ fn enter(
     cgroup::enter(sandbox.doors)?;
     root::change_directory(&spec.cwd)?;
     pid1::limit_resources(sandbox.rlimits)?;
-    pid1::become_inner_root(sandbox.pid1)?;
+    pid1::become_inner_root(sandbox.pid1, true)?;
     pid1::give_up_powers(spec.caps, filter)
 }
 
@@ -187,7 +187,7 @@ fn watch(channel: &OwnedFd, process: i32) -> ExitKind {
                 Ok(Some((Order::Signal(signal), _))) => {
                     let _ = sys::kill(process, signal);
                 }
-                Ok(Some((Order::Exec(_), _))) => {}
+                Ok(Some(_)) => {}
                 // Whoever asked for it is gone.
                 Ok(None) | Err(_) => {
                     wanted = false;

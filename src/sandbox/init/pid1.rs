@@ -45,19 +45,28 @@ pub(super) struct Gifts<'a> {
 /// The life of PID 1.
 pub(super) fn run(control: RawFd, life: UnixStream, request: &Request, gifts: Gifts<'_>) -> ! {
     let Gifts { spaces, stdio, doors } = gifts;
-    die_with_the_supervisor();
+    // Of a created one the parent is not the supervisor; the end of the socket tells.
+    if !request.gated {
+        die_with_the_supervisor();
+    }
     // Our copy of its own socket would hide its death from the owner.
     let _ = nix::unistd::close(control);
     let ready = cgroup::enter(doors).and_then(|()| set_up(&life, request, &spaces, &stdio));
-    match ready.and_then(|ready| start(request, stdio, ready)) {
+    match ready.and_then(|ready| gate(&life, request, ready)).and_then(|ready| start(request, stdio, ready)) {
         Ok(Main { pid: main, warnings, terminal }) => {
             let fds: Vec<RawFd> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
             let _ = proto::send(life.as_fd(), &Inner::Started { warnings }, &fds);
             // The owner is the only one who has it: with the owner the terminal ends.
             drop(terminal);
             let kind = watch(&life, main);
+            let code = match kind {
+                _ if !request.gated => 0,
+                ExitKind::Code(code) => code,
+                ExitKind::Signal(signal) => 128 + signal,
+                ExitKind::OutOfMemory | ExitKind::InitKilled => 1,
+            };
             let _ = proto::send(life.as_fd(), &Inner::Ended(kind), &[]);
-            sys::exit_now(0)
+            sys::exit_now(code)
         }
         Err(error) => {
             let _ = proto::send(life.as_fd(), &Inner::Failed(error), &[]);
@@ -78,6 +87,23 @@ struct Main {
     warnings: Vec<String>,
     /// The owner's side.
     terminal: Option<OwnedFd>,
+}
+
+/// Waits until it is started, where that is not at once.
+fn gate(life: &UnixStream, request: &Request, ready: Ready) -> Result<Ready, SetupError> {
+    if !request.gated {
+        return Ok(ready);
+    }
+    let warnings = ready.warnings.clone();
+    let _ = proto::send(life.as_fd(), &Inner::Ready { warnings }, &[]);
+    loop {
+        match proto::receive::<Order>(life.as_fd()) {
+            Ok(Some((Order::Start, _))) => return Ok(ready),
+            Ok(Some(_)) => {}
+            // The supervisor is dead.
+            Ok(None) | Err(_) => sys::exit_now(1),
+        }
+    }
 }
 
 /// The supervisor has one thread, so its death is what this fires for; whether it died before is told by the end of
@@ -135,7 +161,7 @@ fn set_up(
     }
     // It is in its groups: the namespace begins there.
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("make the cgroup namespace"))?;
-    become_inner_root(spaces.user.as_fd())?;
+    become_inner_root(spaces.user.as_fd(), !request.gated)?;
     Ok(Ready { warnings, terminal })
 }
 
@@ -151,7 +177,7 @@ pub(super) fn hide() -> Result<(), SetupError> {
 
 /// Into the user namespace (a descriptor of it, or of a process in it), from which no way leads back: root there, a
 /// nobody outside.
-pub(super) fn become_inner_root(user: BorrowedFd<'_>) -> Result<(), SetupError> {
+pub(super) fn become_inner_root(user: BorrowedFd<'_>, with_parent: bool) -> Result<(), SetupError> {
     setns(user, CloneFlags::CLONE_NEWUSER).map_err(step("enter the user namespace"))?;
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     let without_groups = match setgroups(&[]) {
@@ -165,7 +191,9 @@ pub(super) fn become_inner_root(user: BorrowedFd<'_>) -> Result<(), SetupError> 
         .map_err(step("become root of the user namespace"))?;
     // The change of user undid both.
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map_err(step("hide init's memory"))?;
-    die_with_the_supervisor();
+    if with_parent {
+        die_with_the_supervisor();
+    }
     Ok(())
 }
 
@@ -231,6 +259,9 @@ fn start(request: &Request, stdio: [OwnedFd; 3], ready: Ready) -> Result<Main, S
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None).map_err(step("block signals"))?;
+    if spec.no_new_privileges {
+        sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(step("forbid new privileges"))?;
+    }
     give_up_powers(spec.caps, &filter)?;
     let (streams, terminal) = Streams::of(stdio, ready.terminal);
     let Some(main) = sys::fork().map_err(step("fork the main process"))? else {
@@ -303,7 +334,7 @@ fn watch(life: &UnixStream, main: i32) -> ExitKind {
                     let _ = sys::kill(main, signal);
                 }
                 // Not for us.
-                Ok(Some((Order::Exec(_), _))) => {}
+                Ok(Some(_)) => {}
                 // The supervisor is dead.
                 Ok(None) | Err(_) => sys::exit_now(1),
             }

@@ -87,7 +87,7 @@ fn directory(path: &Path) -> Result<OwnedFd, SetupError> {
 fn mount_points(spec: &Spec, how: &How<'_>, root: &OwnedFd, stubs: &mut Vec<Stub>) -> Result<(), SetupError> {
     let upper = match &spec.root {
         RootFs::Overlay { upper, .. } => Some(directory(upper)?),
-        RootFs::ReadOnly { .. } => None,
+        RootFs::ReadOnly { .. } | RootFs::Directory { .. } => None,
     };
     let mut targets = Targets::new(root.as_fd(), upper, how.ids, stubs)?;
     for name in ["proc", "sys", "dev"] {

@@ -105,6 +105,7 @@ impl Sources {
         };
         let lowers = match root {
             RootFs::Overlay { lowers, .. } | RootFs::ReadOnly { lowers } => lowers,
+            RootFs::Directory { .. } => &Vec::new(),
         };
         let mut lowers = lowers.iter().zip(1..).map(|(l, n)| view(n, l)).collect::<Result<Vec<_>, _>>()?;
         if lowers.is_empty() {
@@ -126,7 +127,7 @@ impl Sources {
                 (plain(upper), plain(work))
             }
             // Writable until the mount points are made; what is made is in memory and goes with it.
-            RootFs::ReadOnly { .. } => (scratch.source("upper")?, scratch.source("work")?),
+            RootFs::ReadOnly { .. } | RootFs::Directory { .. } => (scratch.source("upper")?, scratch.source("work")?),
         };
         Ok(Self { lowers, upper, work })
     }
@@ -146,6 +147,15 @@ pub(super) fn mount(
 
 /// The root, mounted nowhere yet; the scratch directories are gone.
 pub(super) fn detached(root: &RootFs, scratch: Scratch, how: &How<'_>) -> Result<OwnedFd, SetupError> {
+    if let RootFs::Directory { path, .. } = root {
+        let at = open_host_dir(path)?;
+        let tree = sys::open_tree_clone(at.as_fd(), true)
+            .map_err(step(format!("make a view of the directory {path:?}")))?;
+        sys::mount_setattr(tree.as_fd(), NODEV, 0, true).map_err(mount_error("the root", "/"))?;
+        how.translate(&tree, true).map_err(id_map_error(path, true))?;
+        scratch.detach()?;
+        return Ok(tree);
+    }
     let sources = Sources::new(root, &scratch, how)?;
     let mount = if how.legacy {
         by_mount2(&sources, &scratch, how.rootless)?
