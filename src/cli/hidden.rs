@@ -27,6 +27,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
             Some((verb, rest)) if verb == doctor::TRY_ARGUMENT => Some(doctor::try_it(rest, true)),
             _ => None,
         },
+        "oci" => Some(crate::oci::main(rest)),
         "__host" => Some(host(&rest)),
         "__balancer" => {
             diary();

@@ -8,6 +8,7 @@ mod files;
 mod hidden;
 mod limit_args;
 mod machine;
+mod oci;
 mod outcome;
 mod render;
 mod settings;

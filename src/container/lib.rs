@@ -24,6 +24,7 @@ pub mod lines;
 pub mod logs;
 mod names;
 pub mod network;
+pub mod oci;
 mod policy;
 pub mod process;
 pub mod publish;

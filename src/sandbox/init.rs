@@ -134,7 +134,17 @@ fn start(
         }
         Cloned::Parent { pid, pidfd } => {
             let stubs = Vec::new();
-            Ok(Kept { pid, pidfd, life, stubs, failure: None, started: false, gate: None, used: None, end: None })
+            Ok(Kept {
+                pid,
+                pidfd,
+                life,
+                stubs,
+                failure: None,
+                started: false,
+                gate: None,
+                used: None,
+                end: None,
+            })
         }
     }
 }

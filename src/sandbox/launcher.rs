@@ -154,7 +154,12 @@ impl Launcher {
     /// Builds the sandbox and returns before its program is executed, which [`crate::Gate::start`] of whoever is connected
     /// to the listening socket does. It may be let go: see [`Running::release`]. Neither a terminal nor another
     /// runtime is possible.
-    pub fn create(&self, spec: &Spec, stdio: Stdio, gate: std::os::unix::net::UnixListener) -> Result<Running, SpawnError> {
+    pub fn create(
+        &self,
+        spec: &Spec,
+        stdio: Stdio,
+        gate: std::os::unix::net::UnixListener,
+    ) -> Result<Running, SpawnError> {
         if spec.terminal.is_some() || spec.runtime.is_some() {
             return Err(crate::spec::SpecError::Runtime.into());
         }
@@ -229,6 +234,7 @@ impl Launcher {
         let device = match &spec.root {
             _ if !spec.limits.io.is_throttled() => None,
             RootFs::Overlay { upper, .. } => Some(disk_of(upper)?),
+            RootFs::Directory { path, .. } => Some(disk_of(path)?),
             RootFs::ReadOnly { lowers } => lowers.last().map(|l| disk_of(l)).transpose()?,
         };
         let plan = Plan {

@@ -19,6 +19,7 @@ mod binary;
 mod bundle;
 mod caps;
 pub mod cgroup;
+mod config;
 mod end;
 mod error;
 mod executed;
@@ -37,6 +38,7 @@ mod sys;
 
 pub use bundle::{BundleError, oci_config};
 pub use cgroup::{BoxName, ParentName};
+pub use config::{Bundled, ConfigError, from_oci};
 pub use end::{Exit, ExitKind, Limit, Usage};
 pub use error::{Errno, ExecError, SetupError, SpawnError, WaitError};
 pub use executed::{Executed, ExecutedHandle};

@@ -75,7 +75,9 @@ pub(crate) enum Report {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Inner {
     /// Everything is there but the program: it waits for [`Order::Start`].
-    Ready { warnings: Vec<String> },
+    Ready {
+        warnings: Vec<String>,
+    },
     /// Mount points were made in the root: remove them from the upper directory at the end.
     Stubs(Vec<Stub>),
     /// The other side of the terminal comes along, if there is one.

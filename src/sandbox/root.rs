@@ -353,15 +353,13 @@ fn protect(root: &OwnedFd, spec: &Spec, parts: &Parts) -> Result<(), SetupError>
             Err(e) => return Err(step(format!("look at {path:?} to protect it"))(e)),
         };
         let stat = fstat(&at).map_err(step(format!("look at {path:?} to protect it")))?;
-        let cover = match (masked, is_dir(stat.st_mode)) {
-            (true, true) => &parts.empty,
-            (true, false) => &parts.null,
-            (false, _) => &at,
-        };
-        let copy = sys::open_tree_clone(cover.as_fd(), !masked).map_err(mount_error("a protection", path))?;
-        if !masked {
-            sys::mount_setattr(copy.as_fd(), RDONLY, 0, true).map_err(mount_error("a protection", path))?;
+        if masked {
+            let cover = if is_dir(stat.st_mode) { &parts.empty } else { &parts.null };
+            cover.lay_over(&at, &path.to_string_lossy())?;
+            continue;
         }
+        let copy = sys::open_tree_clone(at.as_fd(), true).map_err(mount_error("a protection", path))?;
+        sys::mount_setattr(copy.as_fd(), RDONLY, 0, true).map_err(mount_error("a protection", path))?;
         attach(&copy, &at, "a protection", path)?;
     }
     Ok(())

@@ -1,13 +1,23 @@
-//! Other runtimes: a stage of a pipeline under Debian's runc.
+//! Other runtimes: a stage of a pipeline under Debian's runc; and `keelway oci` as the runtime of others: each verb with its
+//! exit code, and Debian's buildah on top of it.
 
 use crate::build::{context, with_busybox};
 use crate::pipeline::{commit, git};
 use crate::{Ended, Test, World};
-use keelway_tests::env::Env;
-use std::path::PathBuf;
+use keelway_tests::env::{Env, Output};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// The tests of this file.
-pub const TESTS: &[Test] = &[("oci::stages_run_under_another_runtime", stages_run_under_another_runtime)];
+pub const TESTS: &[Test] = &[
+    ("oci::stages_run_under_another_runtime", stages_run_under_another_runtime),
+    ("oci::every_verb_and_its_exit_code", every_verb_and_its_exit_code),
+    ("oci::a_container_outlives_its_creator_and_not_its_supervisor", outlives_its_creator),
+    ("oci::buildah_runs_a_container_under_us", buildah_runs_a_container_under_us),
+];
 
 /// Where Debian has it.
 const RUNC: &str = "/usr/sbin/runc";
@@ -74,5 +84,207 @@ fn stages_run_under_another_runtime(world: &World) -> Ended {
     // A program that is no runtime.
     let out = env.keelway_in(&failing, &["run", "--runtime", "harder=/bin/false"]).expect(4);
     assert!(out.stderr.contains("the runtime \"/bin/false\" cannot create the container"), "{}", out.stderr);
+    Ok(())
+}
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A folder of bundles and of containers; whatever still lives is killed at the end.
+struct Bundles {
+    env: Env,
+    keelway: PathBuf,
+}
+
+impl Bundles {
+    fn new(world: &World) -> Self {
+        let env = world.env();
+        let bundles = Self { env, keelway: world.keelway.clone() };
+        let bin = bundles.path("rootfs/bin");
+        fs::create_dir_all(&bin).expect("folders can be made");
+        fs::create_dir_all(bundles.path("rootfs/etc")).expect("folders can be made");
+        fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox can be copied");
+        for name in ["sh", "cat", "sleep", "id", "hostname", "grep", "echo", "true", "touch", "ls"] {
+            std::os::unix::fs::symlink("busybox", bin.join(name)).expect("links can be made");
+        }
+        bundles
+    }
+    fn path(&self, name: &str) -> PathBuf {
+        self.env.work().join(name)
+    }
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.env.command(&self.keelway);
+        command.arg("oci").arg("--root").arg(self.path("state")).args(words).current_dir(self.env.work());
+        command
+    }
+    fn oci(&self, words: &[&str]) -> Output {
+        keelway_tests::env::run(&mut self.command(words), DEADLINE).expect("it runs")
+    }
+    /// A bundle whose program is this script, after a change of its configuration.
+    fn bundle(&self, script: &str, change: impl FnOnce(&mut serde_json::Value)) {
+        let _ = fs::remove_file(self.path("config.json"));
+        self.oci(&["spec"]).expect(0);
+        let text = fs::read_to_string(self.path("config.json")).expect("spec writes it");
+        let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        config["process"]["args"] = serde_json::json!(["/bin/sh", "-c", script]);
+        config["root"]["readonly"] = false.into();
+        change(&mut config);
+        fs::write(self.path("config.json"), config.to_string()).expect("it can be written");
+    }
+    fn state(&self, id: &str) -> serde_json::Value {
+        serde_json::from_str(&self.oci(&["state", id]).expect(0).stdout).expect("JSON")
+    }
+    fn until(&self, id: &str, status: &str) {
+        let end = Instant::now() + DEADLINE;
+        while self.state(id)["status"] != status {
+            assert!(Instant::now() < end, "{id} does not become {status}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Bundles {
+    fn drop(&mut self) {
+        for id in self.oci(&["list", "-q"]).stdout.lines() {
+            self.oci(&["delete", "--force", id]);
+        }
+    }
+}
+
+fn every_verb_and_its_exit_code(world: &World) -> Ended {
+    let b = Bundles::new(world);
+    let features: serde_json::Value =
+        serde_json::from_str(&b.oci(&["features"]).expect(0).stdout).expect("JSON");
+    assert_eq!(features["linux"]["seccomp"]["enabled"], false);
+    // run: output, input, exit code, limits, ids.
+    b.bundle("cat; id -u; hostname; cat /etc/mark; cat /proc/self/cgroup > /dev/null; touch /made; grep -E 'NoNewPrivs|^Seccomp:' /proc/self/status; exit 7", |c| {
+        c["hostname"] = "given".into();
+        c["process"]["user"]["uid"] = 5.into();
+        fs::write(b.path("mark"), "marked\n").expect("it can be written");
+        c["mounts"].as_array_mut().expect("a list").push(serde_json::json!({ "destination": "/etc/mark", "type": "bind", "source": "mark", "options": ["bind", "ro"] }));
+        c["annotations"] = serde_json::json!({ "org.example": "x" });
+        c["process"]["user"]["uid"] = 0.into();
+    });
+    let out = b.oci(&["run", "one"]).expect(7);
+    assert_eq!(out.stdout, "0\ngiven\nmarked\nNoNewPrivs:\t1\nSeccomp:\t2\n", "{}", out.stderr);
+    assert!(b.path("rootfs/made").exists(), "the root is the bundle's own");
+    b.oci(&["state", "one"]).expect(1);
+    // The life cycle.
+    b.bundle("trap 'exit 3' TERM; echo up > /up; while :; do sleep 0.05; done", |c| {
+        c["annotations"] = serde_json::json!({ "org.example": "x" });
+        c["linux"]["resources"] =
+            serde_json::json!({ "pids": { "limit": 50 }, "memory": { "limit": 67108864 } });
+    });
+    let work = b.env.work().display().to_string();
+    b.oci(&["create", "--bundle", &work, "--pid-file", "pid", "two"]).expect(0);
+    let state = b.state("two");
+    let pid = fs::read_to_string(b.path("pid")).expect("a pid file");
+    assert_eq!((&state["status"], state["pid"].to_string()), (&"created".into(), pid));
+    assert_eq!(
+        (&state["id"], &state["annotations"]["org.example"], &state["ociVersion"]),
+        (&"two".into(), &"x".into(), &"1.0.2".into())
+    );
+    assert_eq!(state["bundle"], work.as_str());
+    assert!(!b.path("rootfs/up").exists(), "nothing runs before start");
+    for (words, message) in [
+        (&["create", "two"][..], "exists already"),
+        (&["delete", "two"], "is created, and delete needs one that is stopped"),
+        (&["start", "absent"], "does not exist"),
+        (&["kill", "two", "USR1"], "is created, and kill needs"),
+        (&["kill", "two", "NOPE"], "is no signal"),
+        (&["create", "../x"], "cannot name a container"),
+        (&["--systemd-cgroup", "list"], "not supported"),
+    ] {
+        let out = b.oci(words).expect(1);
+        assert!(out.stderr.contains(message), "{words:?}: {}", out.stderr);
+    }
+    b.oci(&["start", "two"]).expect(0);
+    assert_eq!(b.state("two")["status"], "running");
+    b.oci(&["start", "two"]).expect(1);
+    let end = Instant::now() + DEADLINE;
+    while !b.path("rootfs/up").exists() {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(b.oci(&["list", "-q"]).expect(0).stdout, "two\n");
+    b.oci(&["kill", "two", "TERM"]).expect(0);
+    b.until("two", "stopped");
+    assert_eq!(b.state("two")["pid"], 0);
+    b.oci(&["kill", "two", "TERM"]).expect(1);
+    b.oci(&["start", "two"]).expect(1);
+    b.oci(&["delete", "two"]).expect(0);
+    b.oci(&["delete", "two"]).expect(1);
+    b.oci(&["delete", "--force", "two"]).expect(0);
+    // What is not supported is refused by name, and written into the log.
+    b.bundle("true", |c| c["hooks"] = serde_json::json!({ "prestart": [{ "path": "/bin/true" }] }));
+    let out = b.oci(&["--log", "log", "--log-format", "json", "create", "three"]).expect(1);
+    assert!(out.stderr.contains("hooks.prestart"), "{}", out.stderr);
+    let log = fs::read_to_string(b.path("log")).expect("a log");
+    assert!(log.contains("\"level\":\"error\"") && log.contains("hooks.prestart"), "{log}");
+    // A program that is not there is told by start, and by run.
+    b.bundle("true", |c| c["process"]["args"] = serde_json::json!(["/absent"]));
+    b.oci(&["create", "four"]).expect(0);
+    let out = b.oci(&["start", "four"]).expect(1);
+    assert!(out.stderr.contains("does not exist in the image"), "{}", out.stderr);
+    b.oci(&["run", "five"]).expect(1);
+    b.oci(&["delete", "--force", "four"]).expect(0);
+    assert_eq!(b.oci(&["list", "--format", "json"]).expect(0).stdout, "[]\n");
+    Ok(())
+}
+
+fn outlives_its_creator(world: &World) -> Ended {
+    let b = Bundles::new(world);
+    b.bundle("while :; do sleep 0.05; done", |_| {});
+    let null = || std::process::Stdio::null();
+    let ran = b.command(&["run", "-d", "one"]).stdin(null()).stdout(null()).stderr(null()).status();
+    assert!(ran.expect("it runs").success());
+    assert_eq!(b.state("one")["status"], "running");
+    let pid = b.state("one")["pid"].as_i64().expect("a pid");
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    b.oci(&["delete", "--force", "one"]).expect(0);
+    assert!(!Path::new(&format!("/proc/{pid}/root/bin")).exists());
+    for name in ["pids", "memory", "cpu", "unified", "."] {
+        assert!(!Path::new("/sys/fs/cgroup").join(name).join("keelway-oci").exists(), "a cgroup in {name}");
+    }
+    Ok(())
+}
+
+fn buildah_runs_a_container_under_us(world: &World) -> Ended {
+    let b = Bundles::new(world);
+    if !Path::new("/usr/bin/buildah").exists() {
+        return Err(crate::Skip("buildah is not installed".into()));
+    }
+    let text = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
+    let wrapper = b.path("runtime");
+    let script =
+        format!("#!/bin/sh\nexec {} oci --root {} \"$@\"\n", b.keelway.display(), b.path("state").display());
+    fs::write(&wrapper, script).expect("it can be written");
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).expect("it can be made executable");
+    // Its usual sysctl is one that a container of ours does not get.
+    fs::write(b.path("containers.conf"), "[containers]\ndefault_sysctls = []\n").expect("it can be written");
+    let buildah = |words: &[&str]| {
+        let mut command = b.env.command("/usr/bin/buildah");
+        command
+            .args([
+                "--storage-driver",
+                "vfs",
+                "--root",
+                &text(b.path("images")),
+                "--runroot",
+                &text(b.path("run")),
+            ])
+            .args(words);
+        command.env("CONTAINERS_CONF", b.path("containers.conf"));
+        keelway_tests::env::run(&mut command, DEADLINE).expect("it runs")
+    };
+    let name = buildah(&["from", "--security-opt", "seccomp=unconfined", "scratch"]).expect(0).stdout;
+    let name = name.trim();
+    buildah(&["copy", name, &text(b.path("rootfs")), "/"]).expect(0);
+    let wrapper = text(wrapper);
+    let run = |script: &str| buildah(&["run", "--runtime", &wrapper, name, "--", "/bin/sh", "-c", script]);
+    let out = run("echo from buildah; grep ^Seccomp: /proc/self/status; echo kept > /made").expect(0);
+    assert!(out.stdout.contains("from buildah\nSeccomp:\t2\n"), "{}{}", out.stdout, out.stderr);
+    let out = run("cat /made; exit 5").expect(5);
+    assert!(out.stdout.contains("kept\n"), "{}", out.stdout);
+    assert_eq!(b.oci(&["list", "-q"]).expect(0).stdout, "");
     Ok(())
 }

@@ -102,11 +102,12 @@ fn begin<'a>(
     std::fs::write(stage.bundle.join("config.json"), config.to_string())
         .map_err(|e| SetupError::Step { action: "write config.json".into(), errno: e.into() })?;
     let container = Container { runtime, stage };
+    let main = container.create(stdio)?;
+    container.start()?;
+    // Not before: the container would inherit it.
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None).map_err(step("block signals"))?;
-    let main = container.create(stdio)?;
-    container.start()?;
     Ok((container, main))
 }
 

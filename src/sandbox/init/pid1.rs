@@ -63,7 +63,7 @@ pub(super) fn run(control: RawFd, life: UnixStream, request: &Request, gifts: Gi
                 _ if !request.gated => 0,
                 ExitKind::Code(code) => code,
                 ExitKind::Signal(signal) => 128 + signal,
-                ExitKind::OutOfMemory | ExitKind::InitKilled => 1,
+                _ => 1,
             };
             let _ = proto::send(life.as_fd(), &Inner::Ended(kind), &[]);
             sys::exit_now(code)

@@ -127,7 +127,9 @@ impl Sources {
                 (plain(upper), plain(work))
             }
             // Writable until the mount points are made; what is made is in memory and goes with it.
-            RootFs::ReadOnly { .. } | RootFs::Directory { .. } => (scratch.source("upper")?, scratch.source("work")?),
+            RootFs::ReadOnly { .. } | RootFs::Directory { .. } => {
+                (scratch.source("upper")?, scratch.source("work")?)
+            }
         };
         Ok(Self { lowers, upper, work })
     }

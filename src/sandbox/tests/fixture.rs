@@ -91,7 +91,7 @@ pub fn over(lowers: Vec<PathBuf>) -> RootFs {
 pub fn upper(spec: &Spec) -> PathBuf {
     match &spec.root {
         RootFs::Overlay { upper, .. } => upper.clone(),
-        RootFs::ReadOnly { .. } => panic!("no upper"),
+        RootFs::ReadOnly { .. } | RootFs::Directory { .. } => panic!("no upper"),
     }
 }
 
