@@ -145,6 +145,10 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
         return Err("--systemd-cgroup is not supported: cgroups are made directly".into());
     }
     let all = Containers { root: cli.root.clone() };
+    let makes = matches!(cli.verb, Verb::Create(_) | Verb::Run { .. });
+    if makes && !nix::unistd::geteuid().is_root() {
+        return Err("containers of other engines need root: `keelway container run` does not".into());
+    }
     match &cli.verb {
         Verb::Create(making) => {
             let created = create(cli, &all, making)?;

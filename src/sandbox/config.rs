@@ -195,8 +195,8 @@ fn process(process: &Value, spec: &mut Spec) -> Read<()> {
         spec.env.push((name.into(), value.into()));
     }
     spec.cwd = PathBuf::from(text(&process["cwd"], "process.cwd")?);
-    capabilities(&process["capabilities"], spec)?;
     spec.no_new_privileges = process["noNewPrivileges"].as_bool().unwrap_or(false);
+    capabilities(&process["capabilities"], spec)?;
     for limit in list(&process["rlimits"], "process.rlimits")? {
         let kind = text(&limit["type"], "process.rlimits.type")?;
         let resource = match kind {
@@ -225,11 +225,13 @@ fn capabilities(given: &Value, spec: &mut Spec) -> Read<()> {
             );
         }
     }
-    // A program of root gets all of the bounding set; ambient ones would make a difference for others.
+    // Ambient ones would make a difference for others than root.
     if spec.user.uid != 0 && !set("ambient")?.is_empty() {
         return unsupported("process.capabilities.ambient", "only root has capabilities here");
     }
-    match CapSet::chosen(&bounding, &["ALL".to_owned()]) {
+    // Executing a program gives root all of the bounding set, and nothing new where new privileges are forbidden.
+    let chosen = if spec.no_new_privileges { set("permitted")? } else { bounding };
+    match CapSet::chosen(&chosen, &["ALL".to_owned()]) {
         Ok(set) => spec.caps = CapProfile::Only(set),
         Err(e) => return unsupported("process.capabilities.bounding", e.to_string()),
     }
@@ -489,6 +491,17 @@ mod tests {
             read.spec.no_new_privileges && read.spec.network == Network::None && read.warnings.is_empty()
         );
         assert_eq!((read.spec.masked, read.spec.read_only), (vec![], vec![]));
+    }
+
+    #[test]
+    fn nobody_gets_more_capabilities_than_executing_would_give() {
+        let mut config = config();
+        config["process"]["capabilities"]["permitted"] = serde_json::json!(["CAP_KILL"]);
+        config["process"]["capabilities"]["effective"] = serde_json::json!([]);
+        let caps = |config: &Value| crate::caps::names(read(config).unwrap().spec.caps);
+        assert_eq!(caps(&config), ["CAP_KILL"]);
+        config["process"]["noNewPrivileges"] = false.into();
+        assert_eq!(caps(&config).len(), 10);
     }
 
     #[test]

@@ -63,6 +63,12 @@ pub mod fuzz {
     pub fn fuzz_interpreter(data: &[u8]) {
         let _ = crate::init::interpreter(data);
     }
+    /// A bundle's `config.json`.
+    pub fn fuzz_oci_config(data: &[u8]) {
+        if let Ok(config) = serde_json::from_slice(data) {
+            let _ = crate::from_oci(&config, std::path::Path::new("/bundle"), "one");
+        }
+    }
     /// Mount tables.
     pub fn fuzz_mountinfo(data: &[u8]) {
         let _ = crate::cgroup::Layout::from_mountinfo(data, |_| String::new());
@@ -90,11 +96,13 @@ mod tests {
             let program = std::fs::read("/bin/ls").unwrap();
             let frame = [&[4, 30, 0, 0, 0][..], br#"{"Failed":{"exec":{"denied":{}"#].concat();
             let table = std::fs::read("/proc/self/mountinfo").unwrap();
-            for seed in [&program[..1024], b"#!/bin/sh -e\n", &frame, &table, b""] {
+            let config = br#"{"ociVersion":"1.0.2","root":{"path":"r"},"process":{"args":["a"],"env":["A=b"],"cwd":"/"},"linux":{"namespaces":[{"type":"pid"}]}}"#;
+            for seed in [&program[..1024], b"#!/bin/sh -e\n", &frame, &table, config, b""] {
                 let data = mutated(seed, at, &noise);
                 fuzz::fuzz_frame(&data);
                 fuzz::fuzz_interpreter(&data);
                 fuzz::fuzz_mountinfo(&data);
+                fuzz::fuzz_oci_config(&data);
             }
         }
     }

@@ -119,6 +119,15 @@ impl Bundles {
     fn oci(&self, words: &[&str]) -> Output {
         keelway_tests::env::run(&mut self.command(words), DEADLINE).expect("it runs")
     }
+    /// The same for a verb that leaves a container, which holds its streams: a pipe's end would not come before its.
+    fn leaving(&self, words: &[&str]) -> Output {
+        let said = self.path("said");
+        let file = fs::File::create(&said).expect("a file can be made");
+        let mut command = self.command(words);
+        command.stdout(std::process::Stdio::null()).stderr(file);
+        let status = command.status().expect("it runs");
+        Output { status, stdout: String::new(), stderr: fs::read_to_string(&said).expect("it is there") }
+    }
     /// A bundle whose program is this script, after a change of its configuration.
     fn bundle(&self, script: &str, change: impl FnOnce(&mut serde_json::Value)) {
         let _ = fs::remove_file(self.path("config.json"));
@@ -156,13 +165,10 @@ fn every_verb_and_its_exit_code(world: &World) -> Ended {
         serde_json::from_str(&b.oci(&["features"]).expect(0).stdout).expect("JSON");
     assert_eq!(features["linux"]["seccomp"]["enabled"], false);
     // run: output, input, exit code, limits, ids.
-    b.bundle("cat; id -u; hostname; cat /etc/mark; cat /proc/self/cgroup > /dev/null; touch /made; grep -E 'NoNewPrivs|^Seccomp:' /proc/self/status; exit 7", |c| {
+    b.bundle("cat; id -u; hostname; cat /etc/mark; touch /made; grep -E 'NoNewPrivs|^Seccomp:' /proc/self/status; exit 7", |c| {
         c["hostname"] = "given".into();
-        c["process"]["user"]["uid"] = 5.into();
         fs::write(b.path("mark"), "marked\n").expect("it can be written");
         c["mounts"].as_array_mut().expect("a list").push(serde_json::json!({ "destination": "/etc/mark", "type": "bind", "source": "mark", "options": ["bind", "ro"] }));
-        c["annotations"] = serde_json::json!({ "org.example": "x" });
-        c["process"]["user"]["uid"] = 0.into();
     });
     let out = b.oci(&["run", "one"]).expect(7);
     assert_eq!(out.stdout, "0\ngiven\nmarked\nNoNewPrivs:\t1\nSeccomp:\t2\n", "{}", out.stderr);
@@ -175,7 +181,7 @@ fn every_verb_and_its_exit_code(world: &World) -> Ended {
             serde_json::json!({ "pids": { "limit": 50 }, "memory": { "limit": 67108864 } });
     });
     let work = b.env.work().display().to_string();
-    b.oci(&["create", "--bundle", &work, "--pid-file", "pid", "two"]).expect(0);
+    b.leaving(&["create", "--bundle", &work, "--pid-file", "pid", "two"]).expect(0);
     let state = b.state("two");
     let pid = fs::read_to_string(b.path("pid")).expect("a pid file");
     assert_eq!((&state["status"], state["pid"].to_string()), (&"created".into(), pid));
@@ -222,7 +228,7 @@ fn every_verb_and_its_exit_code(world: &World) -> Ended {
     assert!(log.contains("\"level\":\"error\"") && log.contains("hooks.prestart"), "{log}");
     // A program that is not there is told by start, and by run.
     b.bundle("true", |c| c["process"]["args"] = serde_json::json!(["/absent"]));
-    b.oci(&["create", "four"]).expect(0);
+    b.leaving(&["create", "four"]).expect(0);
     let out = b.oci(&["start", "four"]).expect(1);
     assert!(out.stderr.contains("does not exist in the image"), "{}", out.stderr);
     b.oci(&["run", "five"]).expect(1);
@@ -234,9 +240,7 @@ fn every_verb_and_its_exit_code(world: &World) -> Ended {
 fn outlives_its_creator(world: &World) -> Ended {
     let b = Bundles::new(world);
     b.bundle("while :; do sleep 0.05; done", |_| {});
-    let null = || std::process::Stdio::null();
-    let ran = b.command(&["run", "-d", "one"]).stdin(null()).stdout(null()).stderr(null()).status();
-    assert!(ran.expect("it runs").success());
+    b.leaving(&["run", "-d", "one"]).expect(0);
     assert_eq!(b.state("one")["status"], "running");
     let pid = b.state("one")["pid"].as_i64().expect("a pid");
     assert!(Path::new(&format!("/proc/{pid}")).exists());
@@ -250,9 +254,6 @@ fn outlives_its_creator(world: &World) -> Ended {
 
 fn buildah_runs_a_container_under_us(world: &World) -> Ended {
     let b = Bundles::new(world);
-    if !Path::new("/usr/bin/buildah").exists() {
-        return Err(crate::Skip("buildah is not installed".into()));
-    }
     let text = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
     let wrapper = b.path("runtime");
     let script =
