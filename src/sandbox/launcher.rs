@@ -9,6 +9,7 @@ use crate::cgroup::{Layout, ParentName, Plan, disk_of, remove_everywhere, remove
 use crate::error::{SetupError, SpawnError};
 use crate::ids::{self, IDS, IdMap, Outer, Range};
 use crate::proto::{self, Report, Request};
+use crate::root::lacks_append;
 use crate::running::Running;
 use crate::spec::{RootFs, Spec};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -132,6 +133,8 @@ struct Inner {
     binary: OnceLock<OwnedFd>,
     /// Why ids are not translated here, once that was seen.
     same_ids: OnceLock<String>,
+    /// Whether the root is mounted by mount(2); asked once, at the first start.
+    legacy_overlay: OnceLock<bool>,
     /// Whether another runtime was asked.
     foreign: AtomicBool,
 }
@@ -142,8 +145,22 @@ impl Launcher {
     pub fn new(config: LauncherConfig) -> Self {
         let layout = config.layout.clone().unwrap_or_else(Layout::detect);
         let outer = Outer::look();
-        let (binary, same_ids, foreign) = (OnceLock::new(), OnceLock::new(), AtomicBool::new(false));
-        Self(Arc::new(Inner { config, layout, outer, binary, same_ids, foreign }))
+        Self(Arc::new(Inner {
+            config,
+            layout,
+            outer,
+            binary: OnceLock::new(),
+            same_ids: OnceLock::new(),
+            legacy_overlay: OnceLock::new(),
+            foreign: AtomicBool::new(false),
+        }))
+    }
+
+    fn legacy_overlay(&self) -> bool {
+        *self.0.legacy_overlay.get_or_init(|| match self.0.config.overlay {
+            OverlayApi::Legacy => true,
+            OverlayApi::Auto => lacks_append(),
+        })
     }
 
     /// The cgroups found.
@@ -254,7 +271,7 @@ impl Launcher {
             cgroups: plan,
             ids: range.as_ref().map_or(self.same(), |r| r.map),
             outer: self.0.outer.clone(),
-            legacy_overlay: self.0.config.overlay == OverlayApi::Legacy,
+            legacy_overlay: self.legacy_overlay(),
             gated: gate.is_some(),
         };
         let mut fds = vec![stdio.stdin.as_raw_fd(), stdio.stdout.as_raw_fd(), stdio.stderr.as_raw_fd()];

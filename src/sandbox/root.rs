@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use target::Targets;
 
 pub(crate) use foreign::{Stage, stage};
+pub(crate) use overlay::lacks_append;
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;

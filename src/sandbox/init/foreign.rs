@@ -11,14 +11,12 @@ use crate::bundle::{self, Bundle};
 use crate::end::ExitKind;
 use crate::error::SetupError;
 use crate::ids::Namespaces;
-use crate::proto::{self, Inner, Order, Request};
+use crate::proto::{self, Inner, Request};
 use crate::root::{self, Stage};
 use crate::spec::DEFAULT_PATH;
-use crate::sys::{self, Ended};
+use crate::sys;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -167,44 +165,9 @@ impl Container<'_> {
         if status.success() { Ok(()) } else { Err(self.why("start", status)) }
     }
 
-    /// Reaps and obeys until the container's process is dead.
+    /// Until the container's process is dead.
     fn watch(&self, life: &UnixStream, main: i32) -> ExitKind {
-        let mut set = SigSet::empty();
-        set.add(Signal::SIGCHLD);
-        let Ok(children) = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
-            sys::exit_now(1)
-        };
-        loop {
-            while let Some((pid, end)) = sys::reap(-1, false) {
-                match end {
-                    Ended::Code(code) if pid == main => return ExitKind::Code(code),
-                    Ended::Signal(signal) if pid == main => return ExitKind::Signal(signal),
-                    Ended::Code(_) | Ended::Signal(_) => {}
-                }
-            }
-            let mut fds = [
-                PollFd::new(children.as_fd(), PollFlags::POLLIN),
-                PollFd::new(life.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => sys::exit_now(1),
-            }
-            let ordered = fds[1].any().unwrap_or(false);
-            let _ = children.read_signal();
-            if ordered {
-                match proto::receive::<Order>(life.as_fd()) {
-                    Ok(Some((Order::Signal(signal), _))) => {
-                        let mut kill = self.command("kill");
-                        within(kill.arg(ID).arg(signal.to_string()));
-                    }
-                    // Not for us.
-                    Ok(Some(_)) => {}
-                    // The supervisor is dead.
-                    Ok(None) | Err(_) => sys::exit_now(1),
-                }
-            }
-        }
+        pid1::watch(life, main, |signal| within(self.command("kill").arg(ID).arg(signal.to_string())))
     }
 
     /// Lets the runtime clean up what it keeps outside; whatever it leaves inside ends with us.

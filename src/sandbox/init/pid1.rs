@@ -58,7 +58,7 @@ pub(super) fn run(control: RawFd, life: UnixStream, request: &Request, gifts: Gi
             let _ = proto::send(life.as_fd(), &Inner::Started { warnings }, &fds);
             // The owner is the only one who has it: with the owner the terminal ends.
             drop(terminal);
-            let kind = watch(&life, main);
+            let kind = watch(&life, main, |signal| _ = sys::kill(main, signal));
             let code = match kind {
                 _ if !request.gated => 0,
                 ExitKind::Code(code) => code,
@@ -303,25 +303,30 @@ pub(super) fn hear_of_exec(mut result: PipeReader, argv: &[String]) -> Result<()
     }))
 }
 
-/// Reaps and obeys until the main process is dead.
-fn watch(life: &UnixStream, main: i32) -> ExitKind {
+/// Reaps, and passes the owner's signals on by `signal`, until the main process is dead. SIGCHLD is blocked.
+pub(super) fn watch(life: &UnixStream, main: i32, mut signal: impl FnMut(i32)) -> ExitKind {
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);
     let Ok(children) = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
         sys::exit_now(1)
     };
     loop {
+        // With more to reap, the wait below only looks.
+        let mut patience = PollTimeout::ZERO;
         for _ in 0..REAP_BATCH {
             match sys::reap(-1, false) {
                 Some((pid, Ended::Code(code))) if pid == main => return ExitKind::Code(code),
                 Some((pid, Ended::Signal(signal))) if pid == main => return ExitKind::Signal(signal),
                 Some(_) => {}
-                None => break,
+                None => {
+                    patience = PollTimeout::NONE;
+                    break;
+                }
             }
         }
         let mut fds =
             [PollFd::new(children.as_fd(), PollFlags::POLLIN), PollFd::new(life.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, patience) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => sys::exit_now(1),
         }
@@ -330,9 +335,7 @@ fn watch(life: &UnixStream, main: i32) -> ExitKind {
         let _ = children.read_signal();
         if ordered {
             match proto::receive::<Order>(life.as_fd()) {
-                Ok(Some((Order::Signal(signal), _))) => {
-                    let _ = sys::kill(main, signal);
-                }
+                Ok(Some((Order::Signal(number), _))) => signal(number),
                 // Not for us.
                 Ok(Some(_)) => {}
                 // The supervisor is dead.

@@ -162,25 +162,21 @@ pub(super) fn detached(root: &RootFs, scratch: Scratch, how: &How<'_>) -> Result
     let mount = if how.legacy {
         by_mount2(&sources, &scratch, how.rootless)?
     } else {
-        match by_fsconfig(&sources, how.rootless) {
-            Err(SetupError::Mount { errno, .. }) if errno.0 == Errno::EINVAL as i32 && !has_append() => {
-                by_mount2(&sources, &scratch, how.rootless)?
-            }
-            other => other?,
-        }
+        by_fsconfig(&sources, how.rootless)?
     };
     // The overlay holds views of its own. Nothing but the root may lie over the machine's: pivoting takes off one.
     scratch.detach()?;
     Ok(mount)
 }
 
-/// Does this kernel's overlayfs know `lowerdir+`? Before 6.5 it takes any option, and looks when it is mounted.
-fn has_append() -> bool {
-    let known = |option| -> Result<(), Errno> {
+/// Does this kernel's overlayfs lack `lowerdir+`? Before 6.5 it takes any option, and complains in the machine's log when
+/// it is mounted; so it is asked for one that nobody has. Nothing is mounted. Where it cannot be asked the mount says why.
+pub(crate) fn lacks_append() -> bool {
+    let takes = |option| -> Result<bool, Errno> {
         let fs = sys::fsopen(c"overlay")?;
-        sys::fsconfig_string(fs.as_fd(), option, c"/")
+        Ok(sys::fsconfig_string(fs.as_fd(), option, c"/").is_ok())
     };
-    known(c"lowerdir+").is_ok() && known(c"keelway-asks").is_err()
+    takes(c"lowerdir+") == Ok(false) || takes(c"keelway-asks") == Ok(true)
 }
 
 /// A detached mount.
