@@ -142,7 +142,7 @@ pub fn from_oci(config: &Value, bundle: &Path, id: &str) -> Read<Bundled> {
     }
     process(&config["process"], &mut spec)?;
     mounts(&config["mounts"], bundle, &mut spec, &mut warnings)?;
-    linux(&config["linux"], &mut spec)?;
+    linux(&config["linux"], &mut spec, &mut warnings)?;
     Ok(Bundled { spec, parent, annotations: config["annotations"].clone(), warnings })
 }
 
@@ -325,7 +325,7 @@ fn size(options: &[String]) -> Option<Bytes> {
     digits.parse::<u64>().ok()?.checked_mul(unit).map(Bytes)
 }
 
-fn linux(linux: &Value, spec: &mut Spec) -> Read<()> {
+fn linux(linux: &Value, spec: &mut Spec, warnings: &mut Vec<String>) -> Read<()> {
     let no = "leave it out";
     none_of(
         linux,
@@ -336,13 +336,20 @@ fn linux(linux: &Value, spec: &mut Spec) -> Read<()> {
                 "seccomp",
                 "every container has this runtime's own filter, and no other: use seccomp=unconfined",
             ),
-            ("sysctl", no),
             ("mountLabel", no),
             ("intelRdt", no),
             ("timeOffsets", no),
             ("personality", no),
         ],
     )?;
+    for (name, value) in linux["sysctl"].as_object().into_iter().flatten() {
+        // Other engines ask for it everywhere, and few programs send pings.
+        if name == "net.ipv4.ping_group_range" {
+            warnings.push(format!("linux.sysctl {name} is left out: it is as the network has it"));
+            continue;
+        }
+        return unsupported(format!("linux.sysctl {name} {}", shown(value)), no);
+    }
     match linux["rootfsPropagation"].as_str() {
         None | Some("" | "private" | "rprivate") => {}
         Some(other) => {
@@ -516,7 +523,7 @@ mod tests {
             (&["process", "capabilities", "bounding"], json!(["CAP_SYS_ADMIN"])),
             (&["process", "user", "umask"], json!(0)),
             (&["linux", "seccomp"], json!({ "defaultAction": "SCMP_ACT_ALLOW" })),
-            (&["linux", "sysctl"], json!({ "kernel.x": "1" })),
+            (&["linux", "sysctl"], json!({ "net.ipv4.ping_group_range": "0 0", "kernel.x": "1" })),
             (&["linux", "devices"], json!([{ "path": "/dev/fuse" }])),
             (&["linux", "namespaces"], json!([{ "type": "mount" }])),
             (&["linux", "namespaces"], json!([{ "type": "pid", "path": "/proc/1/ns/pid" }])),

@@ -398,11 +398,16 @@ pub(crate) fn kill(pid: i32, signal: i32) -> Result<()> {
     Ok(())
 }
 
-/// Every signal at its default: an ignored one would stay ignored in the program (Rust ignores SIGPIPE).
+/// Every signal at its default: an ignored one would stay ignored in the program (Rust ignores SIGPIPE, and posix_spawn
+/// libc's own two, which its signal(3) does not touch).
 pub(crate) fn default_signals() {
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler. SIGKILL, SIGSTOP and libc's own numbers give EINVAL.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads its sigaction, which is no longer than this: all zeros are the default, without a
+        // handler. SIGKILL and SIGSTOP give EINVAL.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), 8)
+        };
     }
 }
 

@@ -36,7 +36,7 @@ fn same_spec() -> Result<(), Failed> {
     std::fs::write(host.join("given"), "given\n")?;
     let spec = || {
         let mut spec = sh(
-            "id -u; id -g; hostname; pwd; echo $GREETING; grep -E 'Cap(Bnd|Eff)|NoNewPrivs|^Seccomp:|SigBlk|SigIgn' /proc/self/status; \
+            "id -u; id -g; hostname; pwd; echo $GREETING; grep -E 'Cap(Bnd|Eff)|NoNewPrivs|^Seccomp:|SigBlk' /proc/self/status; \
              cat /etc/hosts /bound/given; stat -c '%u:%g %a' /etc/hosts /tmp; echo x > /etc/hosts || echo fixed; \
              echo x > /bound/no || echo bound; touch /proc/sysrq-trigger || echo kept; cat /proc/kcore | head -c 1 | wc -c; \
              umask; ulimit -c; ls /dev | grep -vx core; grep -c ' /scratch tmpfs' /proc/mounts; head -c 100000 /dev/zero > /scratch/f || echo full; \
@@ -60,6 +60,9 @@ fn same_spec() -> Result<(), Failed> {
     let theirs = ok(&under_runc(spec()));
     assert!(ours.contains("127.0.0.1") && ours.contains("bound\n") && ours.contains("full\n"), "{ours}");
     assert_eq!(ours, theirs);
+    let mut fresh = sh("");
+    fresh.argv = argv(&["/bin/grep", "SigIgn", "/proc/self/status"]);
+    assert_eq!(ok(&fresh), "SigIgn:\t0000000000000000\n");
     Ok(())
 }
 
