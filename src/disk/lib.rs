@@ -12,6 +12,7 @@
 pub mod chunklog;
 pub mod fault;
 pub mod lock;
+pub mod near;
 pub mod publish;
 pub mod root;
 pub mod trash;
@@ -19,6 +20,7 @@ pub mod trash;
 pub use chunklog::{ChunkLog, ChunkReader};
 pub use fault::{Faults, Step};
 pub use lock::{Lock, LockError};
+pub use near::Near;
 pub use publish::{Sync, publish, publish_from, sync_dir};
 pub use root::{DirItem, NodeKind, Root, Stat};
 pub use trash::Trash;

@@ -158,6 +158,15 @@ impl Root {
     pub fn open_dir(&self, path: &[u8]) -> io::Result<Root> {
         Ok(Root { fd: self.resolve(path, DIR)? })
     }
+    /// A directory inside, reached by the very names of `path`: `None` where there is none, or where a link is on the way.
+    pub fn open_dir_by_names(&self, path: &[u8]) -> io::Result<Option<Root>> {
+        let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        match openat2(&self.fd, path, DIR, Mode::empty(), how) {
+            Ok(fd) => Ok(Some(Root { fd })),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
     /// A regular file inside, for reading; a link at the end is followed inside this root. Anything but a
     /// regular file is refused, without blocking on a FIFO.
     pub fn open_file(&self, path: &[u8]) -> io::Result<File> {

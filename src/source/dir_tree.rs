@@ -3,7 +3,8 @@
 //! Paths are resolved beneath the directory's descriptor (openat2); a symlink is an entry, never a way.
 
 use crate::SourceError;
-use keelway_disk::{NodeKind, Root, Stat};
+use keelway_disk::near::Place;
+use keelway_disk::{Near, NodeKind, Root, Stat};
 use keelway_model::{Tree, TreeEntry, TreeError, TreeKind, TreePath};
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,7 +13,7 @@ use std::path::Path;
 /// A directory. Modes are the disk's; owners are 0:0, since a context carries none; extended attributes are left out.
 #[derive(Debug)]
 pub struct DirTree {
-    root: Root,
+    near: Near,
     without_git: bool,
 }
 
@@ -21,7 +22,7 @@ impl DirTree {
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let root =
             Root::open(path).map_err(|e| SourceError::io(format!("cannot open {}", path.display()), e))?;
-        Ok(Self { root, without_git: false })
+        Ok(Self { near: Near::new(root), without_git: false })
     }
 
     /// Leaves the `.git` at the top out.
@@ -35,41 +36,35 @@ impl DirTree {
         self.without_git && path.components().next() == Some(b".git")
     }
 
-    /// Status of an entry, `None` when a parent is a link or no directory: a link would be followed otherwise.
-    fn stat(&self, path: &TreePath) -> Result<Option<Stat>, TreeError> {
+    /// The directory that holds an entry, and its name there; `None` when the way leads through a link or no directory.
+    fn place<'p>(&self, path: &'p TreePath) -> Result<Option<Place<'p>>, TreeError> {
         if self.hidden(path) {
             return Ok(None);
         }
-        let mut parent = TreePath::root();
-        let names: Vec<&[u8]> = path.components().collect();
-        for name in names.iter().take(names.len().saturating_sub(1)) {
-            let Some(next) = parent.join(name) else { return Ok(None) };
-            parent = next;
-            match self.root.stat(parent.as_bytes()).map_err(|e| failed(path, e))? {
-                Some(s) if s.kind == NodeKind::Directory => {}
-                _ => return Ok(None),
-            }
-        }
-        self.root.stat(path.as_bytes()).map_err(|e| failed(path, e))
+        self.near.parent(path.as_bytes()).map_err(|e| failed(path, e))
     }
 
     /// The regular file at `path`.
     fn file(&self, path: &TreePath) -> Result<File, TreeError> {
-        match self.stat(path)? {
-            Some(s) if s.kind == NodeKind::File => {}
-            Some(_) => return Err(TreeError::WrongKind { path: path.clone(), wanted: "a regular file" }),
-            None => return Err(TreeError::NotFound { path: path.clone() }),
+        let missing = || TreeError::NotFound { path: path.clone() };
+        let (dir, name) = self.place(path)?.ok_or_else(missing)?;
+        match dir.open_file_nofollow(name) {
+            Ok(file) => Ok(file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing()),
+            // Opened first and asked afterwards: almost everything that is asked for is a file.
+            Err(e) => match dir.stat(name).map_err(|e| failed(path, e))? {
+                Some(s) if s.kind == NodeKind::File => Err(failed(path, e)),
+                Some(_) => Err(TreeError::WrongKind { path: path.clone(), wanted: "a regular file" }),
+                None => Err(missing()),
+            },
         }
-        self.root.open_file_nofollow(path.as_bytes()).map_err(|e| failed(path, e))
     }
 
-    fn describe(&self, path: &TreePath, name: &[u8], stat: &Stat) -> Result<TreeEntry, TreeError> {
+    fn describe(dir: &Root, name: &[u8], stat: &Stat) -> io::Result<TreeEntry> {
         let kind = match stat.kind {
             NodeKind::File => TreeKind::File { size: stat.size },
             NodeKind::Directory => TreeKind::Directory,
-            NodeKind::Symlink => TreeKind::Symlink {
-                target: self.root.read_link(path.as_bytes()).map_err(|e| failed(path, e))?,
-            },
+            NodeKind::Symlink => TreeKind::Symlink { target: dir.read_link(name)? },
             NodeKind::Fifo => TreeKind::Fifo,
             NodeKind::Socket => TreeKind::Socket,
             NodeKind::Device { character, major, minor } => TreeKind::Device { character, major, minor },
@@ -86,25 +81,31 @@ fn failed(path: &TreePath, source: io::Error) -> TreeError {
 
 impl Tree for DirTree {
     fn entry(&self, path: &TreePath) -> Result<Option<TreeEntry>, TreeError> {
-        let Some(stat) = self.stat(path)? else { return Ok(None) };
-        self.describe(path, path.file_name().unwrap_or(b""), &stat).map(Some)
+        let Some((dir, name)) = self.place(path)? else { return Ok(None) };
+        let stat = dir.stat(name).map_err(|e| failed(path, e))?;
+        stat.map(|stat| Self::describe(&dir, name, &stat).map_err(|e| failed(path, e))).transpose()
     }
 
     fn list(&self, path: &TreePath) -> Result<Vec<TreeEntry>, TreeError> {
-        match self.stat(path)? {
-            Some(s) if s.kind == NodeKind::Directory => {}
-            Some(_) => return Err(TreeError::WrongKind { path: path.clone(), wanted: "a directory" }),
-            None => return Err(TreeError::NotFound { path: path.clone() }),
-        }
+        let dir = match self.hidden(path) {
+            true => None,
+            false => self.near.dir(path.as_bytes()).map_err(|e| failed(path, e))?,
+        };
+        let Some(dir) = dir else {
+            return Err(match self.entry(path)? {
+                Some(_) => TreeError::WrongKind { path: path.clone(), wanted: "a directory" },
+                None => TreeError::NotFound { path: path.clone() },
+            });
+        };
         let mut out = Vec::new();
-        for item in self.root.list(path.as_bytes()).map_err(|e| failed(path, e))? {
+        for item in dir.list(b"").map_err(|e| failed(path, e))? {
             let Some(at) = path.join(&item.name) else { continue };
             if self.hidden(&at) {
                 continue;
             }
             // An entry that went away since is not there.
-            if let Some(stat) = self.root.stat(at.as_bytes()).map_err(|e| failed(&at, e))? {
-                out.push(self.describe(&at, &item.name, &stat)?);
+            if let Some(stat) = dir.stat(&item.name).map_err(|e| failed(&at, e))? {
+                out.push(Self::describe(&dir, &item.name, &stat).map_err(|e| failed(&at, e))?);
             }
         }
         out.sort_by(|a, b| a.name.cmp(&b.name));
