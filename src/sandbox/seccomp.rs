@@ -10,7 +10,7 @@ mod calls;
 mod tests;
 
 use libc::sock_filter;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const LD_W_ABS: u16 = 0x20;
 const JEQ: u16 = 0x15;
@@ -156,15 +156,21 @@ fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code, jt, jf, k }
 }
 
+/// Every other value of the low half of an argument, as (mask, masked value), each value in exactly one. Runtimes take one of
+/// several conditions on the same argument for enough, so "not this and not that" cannot be said in one rule; and they
+/// compare all 64 bits, of which the kernel reads the low half.
+fn all_but(refused: &[u32]) -> BTreeSet<(u32, u32)> {
+    let beside = |value: u32, bit: u32| (u32::MAX << bit, (value ^ 1 << bit) & u32::MAX << bit);
+    let all = refused.iter().flat_map(|v| (0..32).map(|bit| beside(*v, bit)));
+    all.filter(|(mask, value)| refused.iter().all(|r| r & mask != *value)).collect()
+}
+
 /// The same rules in the words of the OCI runtime specification.
 pub(crate) fn oci_profile() -> serde_json::Value {
     use serde_json::json;
     let special = ["clone", "clone3", "socket", "personality", "ioctl"];
     let names: Vec<&str> = calls::NAMES.iter().copied().filter(|n| !special.contains(n)).collect();
     let allow = |names: &[&str], args: serde_json::Value| json!({ "names": names, "action": "SCMP_ACT_ALLOW", "args": args });
-    let not = |index: u32, values: &[u32]| -> serde_json::Value {
-        values.iter().map(|v| json!({ "index": index, "value": v, "op": "SCMP_CMP_NE" })).collect()
-    };
     let mut rules = vec![
         allow(&names, json!([])),
         allow(
@@ -172,9 +178,13 @@ pub(crate) fn oci_profile() -> serde_json::Value {
             json!([{ "index": 0, "value": NAMESPACE_FLAGS, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ" }]),
         ),
         json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS }),
-        allow(&["socket"], not(0, &REFUSED_FAMILIES)),
-        allow(&["ioctl"], not(1, &REFUSED_IOCTLS)),
     ];
+    for (name, index, refused) in [("socket", 0, &REFUSED_FAMILIES), ("ioctl", 1, &REFUSED_IOCTLS)] {
+        rules.extend(all_but(refused).into_iter().map(|(mask, value)| {
+            let arg = json!({ "index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ" });
+            allow(&[name], json!([arg]))
+        }));
+    }
     for value in PERSONALITIES {
         rules.push(allow(&["personality"], json!([{ "index": 0, "value": value, "op": "SCMP_CMP_EQ" }])));
     }

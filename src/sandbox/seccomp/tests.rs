@@ -136,3 +136,16 @@ proptest! {
         prop_assert_eq!(run(&code, &data), if numbers.contains(&probe) { ALLOW } else { EPERM });
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn all_but_a_few_values_are_each_in_one_rule(value: u32, near in 0u32..64) {
+        for refused in [REFUSED_FAMILIES, REFUSED_IOCTLS] {
+            for value in [value, near, refused[0] ^ near, refused[1], u32::MAX] {
+                let rules = all_but(&refused).into_iter().filter(|(mask, masked)| value & mask == *masked).count();
+                prop_assert_eq!(rules, usize::from(!refused.contains(&value)), "{}", value);
+            }
+        }
+    }
+}

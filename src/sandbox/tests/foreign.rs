@@ -19,7 +19,8 @@ pub const TESTS: &[Test] = &[
     ("foreign::whoever_dies_nothing_stays", death),
 ];
 
-const RUNC: &str = "/usr/sbin/runc";
+/// Where Debian has it.
+pub const RUNC: &str = "/usr/sbin/runc";
 
 /// The same under runc.
 pub fn under_runc(mut spec: Spec) -> Spec {

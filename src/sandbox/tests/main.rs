@@ -9,6 +9,7 @@ mod death;
 mod files;
 mod fixture;
 mod foreign;
+mod hardening;
 mod hostile;
 mod isolation;
 mod joined;
@@ -39,6 +40,7 @@ fn main() -> std::process::ExitCode {
         process::TESTS,
         files::TESTS,
         foreign::TESTS,
+        hardening::TESTS,
         hostile::TESTS,
         isolation::TESTS,
         limits::TESTS,

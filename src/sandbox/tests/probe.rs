@@ -6,6 +6,7 @@ use std::process::ExitCode;
 pub fn main(args: &[String]) -> ExitCode {
     match args.first().map(String::as_str) {
         Some("calls") => calls(),
+        Some("newest") => newest(),
         Some("eat") => eat(),
         Some("fork-for-ever") => fork_for_ever(),
         _ => return ExitCode::FAILURE,
@@ -68,6 +69,14 @@ fn calls() {
         }
         println!("{name} {}", if result < 0 { errno } else { 0 });
     }
+}
+
+/// A number that no kernel has given to a call yet.
+#[allow(clippy::print_stdout, reason = "the test reads it")]
+fn newest() {
+    // SAFETY: no kernel has it, so nothing is done.
+    let result = unsafe { libc::syscall(9999, 0, 0, 0, 0, 0) };
+    println!("{result} {}", std::io::Error::last_os_error().raw_os_error().unwrap_or(0));
 }
 
 /// Touches memory without end.
