@@ -67,6 +67,10 @@ pub struct Stat {
     pub id: (u64, u64),
     /// Time of last change of content, whole seconds since the epoch.
     pub mtime: i64,
+    /// The nanoseconds to it.
+    pub mtime_nsec: i64,
+    /// Time of last change of the inode, seconds and nanoseconds since the epoch.
+    pub ctime: (i64, i64),
 }
 
 /// One name in a directory.
@@ -416,6 +420,8 @@ impl Stat {
             links: s.st_nlink,
             id: (s.st_dev, s.st_ino),
             mtime: s.st_mtime,
+            mtime_nsec: i64::try_from(s.st_mtime_nsec).unwrap_or(0),
+            ctime: (s.st_ctime, i64::try_from(s.st_ctime_nsec).unwrap_or(0)),
         }
     }
 }

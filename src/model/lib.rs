@@ -36,5 +36,5 @@ pub use plan::{Node, Op, Output, Plan};
 pub use platform::Platform;
 pub use redacted::Redacted;
 pub use reference::{ImageRef, PushedDigest, Repository, Tag};
-pub use tree::{Tree, TreeEntry, TreeError, TreeKind, TreePath};
+pub use tree::{Stamp, Tree, TreeEntry, TreeError, TreeKind, TreePath};
 pub use units::{Bytes, format_duration, parse_duration};

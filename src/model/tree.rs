@@ -7,6 +7,7 @@
 use crate::digest::Digest;
 use std::fmt;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 
 /// A normalised relative path; empty is the root.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -168,6 +169,34 @@ pub struct TreeEntry {
     pub link_id: Option<(u64, u64)>,
 }
 
+/// What changes whenever the content of a file on a disk of this machine does: nothing but the kernel sets the time of the
+/// last change of an inode. (A file that is written through a mapping shows it when the mapping goes.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// The file system.
+    pub device: u64,
+    /// The inode.
+    pub inode: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Last change of the content, seconds and nanoseconds since the epoch.
+    pub modified: (i64, i64),
+    /// Last change of the inode, likewise.
+    pub changed: (i64, i64),
+}
+
+impl From<&std::fs::Metadata> for Stamp {
+    fn from(m: &std::fs::Metadata) -> Self {
+        Self {
+            device: m.dev(),
+            inode: m.ino(),
+            size: m.size(),
+            modified: (m.mtime(), m.mtime_nsec()),
+            changed: (m.ctime(), m.ctime_nsec()),
+        }
+    }
+}
+
 /// Why a tree could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
@@ -216,6 +245,11 @@ pub trait Tree: Send + Sync {
     /// The regular file itself, opened without following a link, where the tree lies on a disk of this machine:
     /// lets a copy stay in the kernel. `Ok(None)` where only [`Tree::open`] will do.
     fn open_file(&self, _path: &TreePath) -> Result<Option<std::fs::File>, TreeError> {
+        Ok(None)
+    }
+    /// The stamp of the regular file at `path`, without opening it, where the tree lies on a disk of this machine. What is
+    /// read afterwards may be newer.
+    fn stamp(&self, _path: &TreePath) -> Result<Option<Stamp>, TreeError> {
         Ok(None)
     }
     /// A digest that names the whole content at `path` (bytes, modes, names) without reading it, where

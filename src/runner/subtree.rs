@@ -1,6 +1,6 @@
 //! A folder of a tree as a tree of its own: the build context inside a repository.
 
-use keelway_model::{Digest, Tree, TreeEntry, TreeError, TreePath};
+use keelway_model::{Digest, Stamp, Tree, TreeEntry, TreeError, TreePath};
 use std::io::Read;
 use std::sync::Arc;
 
@@ -35,6 +35,9 @@ impl Tree for Subtree {
     }
     fn open_file(&self, path: &TreePath) -> Result<Option<std::fs::File>, TreeError> {
         self.tree.open_file(&self.at.join_path(path))
+    }
+    fn stamp(&self, path: &TreePath) -> Result<Option<Stamp>, TreeError> {
+        self.tree.stamp(&self.at.join_path(path))
     }
     fn memo(&self, path: &TreePath) -> Option<Digest> {
         self.tree.memo(&self.at.join_path(path))

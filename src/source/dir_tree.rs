@@ -5,7 +5,7 @@
 use crate::SourceError;
 use keelway_disk::near::Place;
 use keelway_disk::{Near, NodeKind, Root, Stat};
-use keelway_model::{Tree, TreeEntry, TreeError, TreeKind, TreePath};
+use keelway_model::{Stamp, Tree, TreeEntry, TreeError, TreeKind, TreePath};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -118,5 +118,17 @@ impl Tree for DirTree {
 
     fn open_file(&self, path: &TreePath) -> Result<Option<File>, TreeError> {
         self.file(path).map(Some)
+    }
+
+    fn stamp(&self, path: &TreePath) -> Result<Option<Stamp>, TreeError> {
+        let Some((dir, name)) = self.place(path)? else { return Ok(None) };
+        let stat = dir.stat(name).map_err(|e| failed(path, e))?;
+        Ok(stat.filter(|s| s.kind == NodeKind::File).map(|s| Stamp {
+            device: s.id.0,
+            inode: s.id.1,
+            size: s.size,
+            modified: (s.mtime, s.mtime_nsec),
+            changed: s.ctime,
+        }))
     }
 }

@@ -6,11 +6,11 @@
 //!
 //! Where a tree has memo ids (git's, or a snapshot's place), the digest of what they name is remembered in
 //! `cache/memo/table`: records of 72 bytes, memo key, digest and a checksum. A lost or damaged record costs
-//! time only. So is that of a file on this machine's disk, under its [`stamp`]: a context that did not change
+//! time only. So is that of a file on this machine's disk, under its [`Stamp`]: a context that did not change
 //! is looked at, not read.
 
 use crate::open::Store;
-use keelway_model::{Digest, Hasher, Tree, TreeEntry, TreeError, TreeKind, TreePath};
+use keelway_model::{Digest, Hasher, Stamp, Tree, TreeEntry, TreeError, TreeKind, TreePath};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -253,12 +253,21 @@ impl Work<'_> {
 
     fn bytes(&mut self, path: &TreePath, size: u64) -> Result<Digest, TreeError> {
         let wrong = |source| TreeError::Io { path: path.clone(), source };
+        // Most files are as they were: those are not even opened.
+        if size >= STAMPED
+            && let Some(stamp) = self.tree.stamp(path)?
+            && let Some(stamp) = self.settled(&stamp).map_err(wrong)?
+            && let Some(known) = self.known(&stamp)
+        {
+            return Ok(known);
+        }
         let Some(mut file) = self.tree.open_file(path)? else {
             self.will_read(path, size)?;
             let mut file = self.tree.open(path)?;
             return self.read(&mut *file).map_err(wrong);
         };
-        let stamp = self.settled_stamp(&file).map_err(wrong)?;
+        // Of what is read now, which may be another file.
+        let stamp = file.metadata().and_then(|m| self.settled(&Stamp::from(&m))).map_err(wrong)?;
         if let Some(stamp) = &stamp
             && let Some(known) = self.known(stamp)
         {
@@ -286,29 +295,26 @@ impl Work<'_> {
         }
     }
 
-    /// The stamp of a file that is worth one, and whose last change is long enough ago to be seen by it.
-    fn settled_stamp(&mut self, file: &File) -> io::Result<Option<Digest>> {
-        let status = file.metadata()?;
-        if status.len() < STAMPED {
+    /// The memo key of a file that is worth one, and whose last change is long enough ago to be seen by it.
+    fn settled(&mut self, stamp: &Stamp) -> io::Result<Option<Digest>> {
+        if stamp.size < STAMPED {
             return Ok(None);
         }
         let now = match self.now {
             Some(now) => now,
             None => *self.now.insert(self.store.kernel_time()?),
         };
-        Ok((status.ctime().max(status.mtime()) < now - SETTLED).then(|| stamp(&status)))
+        Ok((stamp.changed.0.max(stamp.modified.0) < now - SETTLED).then(|| stamp_key(stamp)))
     }
 }
 
-/// What changes whenever a file's content does: nothing but the kernel sets the time of the last change of an
-/// inode. (A file that is written through a mapping shows it when the mapping goes.)
-fn stamp(status: &std::fs::Metadata) -> Digest {
+fn stamp_key(stamp: &Stamp) -> Digest {
     let mut h = Hasher::new();
     h.field(b"keelway stamp").field(&VERSION.to_le_bytes());
-    for n in [status.dev(), status.ino(), status.len()] {
+    for n in [stamp.device, stamp.inode, stamp.size] {
         h.field(&n.to_le_bytes());
     }
-    for n in [status.mtime(), status.mtime_nsec(), status.ctime(), status.ctime_nsec()] {
+    for n in [stamp.modified.0, stamp.modified.1, stamp.changed.0, stamp.changed.1] {
         h.field(&n.to_le_bytes());
     }
     h.finish()

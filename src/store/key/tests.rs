@@ -227,12 +227,12 @@ fn a_file_that_did_not_change_is_not_read_again_and_one_that_did_is() {
     let long_after = status.ctime() + 1000;
     // Too fresh: another change could carry the same times.
     let truth = at(status.ctime() + SETTLED);
-    assert_eq!(store.memos().get(&stamp(&status)), None);
+    assert_eq!(store.memos().get(&stamp_key(&Stamp::from(&status))), None);
     assert_eq!(at(long_after), truth);
-    let kept = store.memos().get(&stamp(&status)).unwrap();
+    let kept = store.memos().get(&stamp_key(&Stamp::from(&status))).unwrap();
     assert_eq!(kept, Digest::of(&vec![b'a'; STAMPED as usize]));
     // That it is not read shows where what is remembered is wrong.
-    store.memos().add(&[(stamp(&status), Digest::of(b"wrong"))]).unwrap();
+    store.memos().add(&[(stamp_key(&Stamp::from(&status)), Digest::of(b"wrong"))]).unwrap();
     assert_ne!(at(long_after), truth);
     assert_eq!(at(status.ctime()), truth, "a fresh file is read whatever is remembered");
     // Same length, and whoever changes it sets the old time of modification again.
