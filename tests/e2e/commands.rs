@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
         "commands::a_state_directory_that_is_not_there_is_not_made",
         a_state_directory_that_is_not_there_is_not_made,
     ),
+    ("commands::a_state_directory_of_others_is_refused", a_state_directory_of_others_is_refused),
     ("commands::json_is_an_object_a_line_for_every_verb", json_is_an_object_a_line_for_every_verb),
 ];
 
@@ -256,5 +257,25 @@ fn a_state_directory_that_is_not_there_is_not_made(world: &World) -> Ended {
         assert!(out.stderr.contains("there is no state directory"), "{}", out.stderr);
     }
     assert!(!env.path().join("typo").exists());
+    Ok(())
+}
+
+fn a_state_directory_of_others_is_refused(world: &World) -> Ended {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let env = world.env();
+    let store = env.store();
+    let mode = |bits| fs::set_permissions(&store, Permissions::from_mode(bits)).expect("its mode");
+    for bits in [0o777, 0o720, 0o702] {
+        mode(bits);
+        let out = env.keelway(&["image", "ls"]).expect(4);
+        assert!(out.stderr.contains("may be changed by other users"), "{bits:o}: {}", out.stderr);
+    }
+    mode(0o700);
+    chown(&store, Some(54_321), None).expect("its owner");
+    let out = env.keelway(&["image", "ls"]).expect(4);
+    assert!(out.stderr.contains("belongs to user 54321, not to user 0"), "{}", out.stderr);
+    chown(&store, Some(0), None).expect("its owner");
+    env.keelway(&["image", "ls"]).expect(0);
     Ok(())
 }

@@ -2,6 +2,7 @@
 //!
 //! The user exists only in a mount namespace of each command, where /etc/passwd and /etc/subuid name it.
 
+use crate::container::until;
 use crate::{Ended, Test, World, network};
 use keelway_tests::base::{self, Base};
 use keelway_tests::env::{Env, Leaks, Output, run};
@@ -19,6 +20,7 @@ pub const TESTS: &[Test] = &[
     ("rootless::ssh_runs_as_the_user_itself", ssh),
     ("rootless::a_private_network_by_pasta", by_pasta),
     ("rootless::the_doctor_says_what_is_missing", doctor),
+    ("rootless::a_container_in_the_background", in_the_background),
 ];
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -236,6 +238,77 @@ fn doctor(world: &World) -> Ended {
     let (health, _, mend) = said(&hers, "user ids");
     assert!(health == "warning" && mend.contains("usermod --add-subuids"), "{mend}");
     assert_eq!(said(&hers, "a sandbox").0, "ok", "{}", hers.stdout);
+    leaks.assert_none();
+    Ok(())
+}
+
+/// Her containers, which are gone at the end, whatever happens.
+struct Containers<'a>(&'a Ann);
+
+impl Containers<'_> {
+    #[track_caller]
+    fn ask(&self, args: &[&str]) -> Output {
+        self.0.keelway(&[&["container"], args].concat())
+    }
+    fn state(&self, name: &str) -> serde_json::Value {
+        let out = self.ask(&["inspect", "--format", "json", name]).expect(0);
+        let shown: serde_json::Value = serde_json::from_str(&out.stdout).expect("inspect prints JSON");
+        shown["State"].clone()
+    }
+    fn until_logged(&self, name: &str, text: &str) {
+        until(&format!("{name} says {text:?}"), || self.ask(&["logs", name]).stdout.contains(text));
+    }
+}
+
+impl Drop for Containers<'_> {
+    fn drop(&mut self) {
+        let all = self.ask(&["ls", "-aq"]).stdout;
+        let all: Vec<&str> = all.split_whitespace().collect();
+        if !all.is_empty() {
+            self.ask(&[&["rm", "-f"], &all[..]].concat());
+        }
+    }
+}
+
+/// One command starts it and ends; others find it, speak with it and end it.
+fn in_the_background(world: &World) -> Ended {
+    let leaks = Leaks::record();
+    let ann = Ann::new(world, true);
+    ann.load(Base::Busybox, "base/busybox:1");
+    let hers = Containers(&ann);
+    let start = |flags: &[&str], script: &str| {
+        let words = ["base/busybox:1", "sh", "-c", script];
+        hers.ask(&[&["run", "-d", "--network", "none"], flags, &words].concat()).expect(0);
+    };
+    start(
+        &["--name", "bg"],
+        "trap 'echo asked; exit 3' TERM; cat /proc/self/uid_map; echo up; while :; do sleep 0.05; done",
+    );
+    hers.until_logged("bg", "up");
+    // Its ids are hers: root inside is she herself.
+    let map = hers.ask(&["logs", "bg"]).stdout;
+    assert_eq!(map.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{map}");
+    let pid = hers.state("bg")["Pid"].as_i64().expect("a number");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    assert!(status.contains(&format!("Uid:\t{USER}\t{USER}")), "{status}");
+    assert_eq!(hers.ask(&["exec", "bg", "id", "-u"]).expect(0).stdout, "0\n");
+    assert!(hers.ask(&["ls"]).expect(0).stdout.contains("bg"));
+    hers.ask(&["stop", "bg"]).expect(0);
+    hers.until_logged("bg", "asked");
+    assert_eq!(hers.state("bg")["ExitCode"], 3);
+    hers.ask(&["rm", "bg"]).expect(0);
+    // One that is killed is started again by its supervisor, which is hers, too.
+    start(&["--name", "again", "--restart", "always"], "echo up; exec sleep 1000");
+    hers.until_logged("again", "up");
+    let first = hers.state("again")["Pid"].as_i64().expect("a number");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(first).expect("a process id"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it runs");
+    until("it is started again", || {
+        let now = hers.state("again");
+        now["Status"] == "running" && now["Pid"].as_i64() != Some(first)
+    });
+    hers.ask(&["rm", "-f", "again"]).expect(0);
+    drop(hers);
     leaks.assert_none();
     Ok(())
 }
