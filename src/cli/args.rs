@@ -291,6 +291,12 @@ pub enum ImageVerb {
         /// A build argument; without a value it is taken from the environment
         #[arg(long, value_name = "NAME[=VALUE]")]
         build_arg: Vec<String>,
+        /// A secret for RUN --mount=type=secret, from a file or a variable
+        #[arg(long, value_name = "id=ID,src=FILE|env=NAME")]
+        secret: Vec<String>,
+        /// An ssh agent for RUN --mount=type=ssh [default socket: that of SSH_AUTH_SOCK]
+        #[arg(long, value_name = "ID[=SOCKET]")]
+        ssh: Vec<String>,
         /// The network of each RUN that names none
         #[arg(long, value_enum, default_value_t = RunNetwork::Private, value_name = "NETWORK")]
         network: RunNetwork,

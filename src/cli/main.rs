@@ -11,6 +11,7 @@ mod machine;
 mod oci;
 mod outcome;
 mod render;
+mod secret_args;
 mod settings;
 
 use std::process::ExitCode;

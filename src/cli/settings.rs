@@ -239,6 +239,8 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         ssh_configs,
         binary,
         runtimes,
+        secrets: Default::default(),
+        agents: Default::default(),
         allow: names.allow.iter().map(|Allow::HostNetwork| Grant::HostNetwork).collect(),
         network_range: names.network_range,
         proxy_env: machine.proxies.clone(),

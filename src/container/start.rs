@@ -75,8 +75,10 @@ pub(crate) fn start(
         [("/etc/hosts", hosts), ("/etc/hostname", hostname), ("/etc/resolv.conf", resolv_conf)]
     {
         // A mount that was asked for there comes later and lies over it.
-        spec.mounts
-            .insert(0, Mount { target: target.into(), kind: MountKind::File { content, mode: 0o644 } });
+        spec.mounts.insert(
+            0,
+            Mount { target: target.into(), kind: MountKind::File { content, mode: 0o644, owner: (0, 0) } },
+        );
     }
     let log_failed = |source| StartError::Log { path: settings.log_dir.clone(), source };
     let pipes = Pipes::of(settings.shape.console).map_err(log_failed)?;

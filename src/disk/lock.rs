@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// An exclusive lock; dropping it frees it.
+/// A lock, exclusive unless it is taken by [`Lock::try_share`]; dropping it frees it.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -64,6 +64,16 @@ impl Lock {
     pub fn try_take(path: &Path) -> Result<Option<Lock>, LockError> {
         let file = Self::open(path)?;
         match file.try_lock() {
+            Ok(()) => Ok(Some(Lock { file, path: path.into() })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(LockError::Io { path: path.into(), source }),
+        }
+    }
+
+    /// Takes the lock together with others who share it, if nobody holds it alone; `None` when somebody does.
+    pub fn try_share(path: &Path) -> Result<Option<Lock>, LockError> {
+        let file = Self::open(path)?;
+        match file.try_lock_shared() {
             Ok(()) => Ok(Some(Lock { file, path: path.into() })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => Err(LockError::Io { path: path.into(), source }),
@@ -127,6 +137,21 @@ mod tests {
         assert!(matches!(Lock::take(&path, soon, &|| true), Err(LockError::Cancelled { .. })));
         drop(held);
         assert!(Lock::try_take(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn many_share_and_none_is_alone_among_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l");
+        let (one, two) = (Lock::try_share(&path).unwrap().unwrap(), Lock::try_share(&path).unwrap().unwrap());
+        assert!(Lock::try_take(&path).unwrap().is_none());
+        drop(one);
+        assert!(Lock::try_take(&path).unwrap().is_none());
+        drop(two);
+        let alone = Lock::try_take(&path).unwrap().unwrap();
+        assert!(Lock::try_share(&path).unwrap().is_none());
+        drop(alone);
+        assert!(Lock::try_share(&path).unwrap().is_some());
     }
 
     #[test]

@@ -7,7 +7,8 @@
 
 use crate::select::Source;
 use keelway_dockerfile::{
-    Dockerfile, Ignore, Instruction, Kind, MAX_ERRORS, MAX_INSTRUCTIONS, Stage, Word, expand, parse_trigger,
+    Dockerfile, Ignore, Instruction, Kind, MAX_ERRORS, MAX_INSTRUCTIONS, Mount, MountKind, Stage, Word,
+    expand, parse_trigger,
 };
 use keelway_model::oci::{Descriptor, ImageConfig};
 use keelway_model::plan::{Grant, Network};
@@ -145,8 +146,9 @@ impl Build {
                 return Some(self.asked(stage.span, &stage.text, self.near_stage(&stage.base.text, index)));
             }
             for i in &stage.instructions {
-                let Some(from) = copies_from(i) else { continue };
-                if self.source_of(index, from).is_ok_and(|f| f == From::Image(image.clone())) {
+                let is_it =
+                    |from: &&Word| self.source_of(index, from).is_ok_and(|f| f == From::Image(image.clone()));
+                if let Some(from) = takes_from(i).into_iter().find(is_it) {
                     return Some(self.asked(i.span, &i.text, self.near_stage(&from.text, index)));
                 }
             }
@@ -180,11 +182,10 @@ impl Build {
         let Ok(reached) = self.walk(&Bases::new()) else { return found };
         let source = Source::context(context, ignore);
         for located in reached.stages.values().flat_map(|(_, l)| l) {
-            let (Kind::Copy(t) | Kind::Add(t)) = &located.instruction.kind else { continue };
-            if t.from.is_some() {
-                continue;
-            }
-            for word in t.sources.iter().filter(|w| !w.text.contains(['$', '"', '\'', '\\'])) {
+            for word in of_the_context(&located.instruction) {
+                if word.text.contains(['$', '"', '\'', '\\']) {
+                    continue;
+                }
                 if let Err(e) = source.select_all(std::slice::from_ref(&word.text)) {
                     found.push(located.error("D0213", word.span, e.to_string()));
                 }
@@ -236,12 +237,13 @@ impl Build {
             }
             for located in &instructions {
                 refuse::unsupported(located, &self.options.allow, &mut found);
-                let Some(from) = copies_from(&located.instruction) else { continue };
-                match self.source_of(index, from) {
-                    Ok(From::Scratch) => {}
-                    Ok(From::Stage(other)) => _ = wanted.insert(other),
-                    Ok(From::Image(image)) => _ = reached.images.insert(image),
-                    Err(message) => found.push(located.error("D0203", from.span, message)),
+                for from in takes_from(&located.instruction) {
+                    match self.source_of(index, from) {
+                        Ok(From::Scratch) => {}
+                        Ok(From::Stage(other)) => _ = wanted.insert(other),
+                        Ok(From::Image(image)) => _ = reached.images.insert(image),
+                        Err(message) => found.push(located.error("D0203", from.span, message)),
+                    }
                 }
             }
             reached.stages.insert(index, (from, instructions));
@@ -386,8 +388,10 @@ impl Build {
                 self.warnings.items.push(Diagnostic::warning("D0211", &located.file, name.span, message));
             }
         }
-        for (index, located) in reached.stages.iter().flat_map(|(i, (_, l))| l.iter().map(|l| (*i, l))) {
-            let Some(from) = copies_from(&located.instruction) else { continue };
+        let all = reached.stages.iter().flat_map(|(i, (_, l))| l.iter().map(|l| (*i, l)));
+        for (index, located, from) in
+            all.flat_map(|(i, l)| takes_from(&l.instruction).into_iter().map(move |f| (i, l, f)))
+        {
             let image = matches!(self.source_of(index, from), Ok(From::Image(_)));
             if let Some(near) = self.near_stage(&from.text, index).filter(|_| image).map(str::to_owned) {
                 let message =
@@ -463,10 +467,25 @@ fn target(file: &Dockerfile, target: Option<&str>) -> Result<usize, Box<Diagnost
     }))
 }
 
-/// The `--from` of a copy.
-fn copies_from(i: &Instruction) -> Option<&Word> {
+/// What an instruction takes from the context.
+fn of_the_context(i: &Instruction) -> Vec<&Word> {
     match &i.kind {
-        Kind::Copy(t) | Kind::Add(t) => t.from.as_ref(),
-        _ => None,
+        Kind::Copy(t) | Kind::Add(t) if t.from.is_none() => t.sources.iter().collect(),
+        Kind::Run(run) => {
+            let bound = |m: &&Mount| m.kind == MountKind::Bind && stage::mounts::from(m).is_none();
+            let source = |m: &'_ Mount| m.options.iter().rposition(|(name, _)| name == "source");
+            let bound = run.mounts.iter().filter(bound);
+            bound.filter_map(|m| m.options[source(m)?].1.as_ref()).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What an instruction takes files from: the `--from` of a copy, the `from` of mounts.
+fn takes_from(i: &Instruction) -> Vec<&Word> {
+    match &i.kind {
+        Kind::Copy(t) | Kind::Add(t) => t.from.iter().collect(),
+        Kind::Run(run) => run.mounts.iter().filter_map(stage::mounts::from).collect(),
+        _ => Vec::new(),
     }
 }

@@ -7,10 +7,12 @@
 use crate::copy::{chain, owner};
 use crate::error::StepError;
 use crate::select::Source;
+use crate::writer::inside;
 use keelway_dockerfile::Ignore;
+use keelway_model::mount::{FileAccess, RunMount};
 use keelway_model::plan::{Chain, CopyFrom, CopyOp, ExecOp, MkdirOp, Network, Unpack};
-use keelway_model::{CacheKey, Digest, Hasher, KeyPart, Op, Output, Tree, TreeKind};
-use keelway_store::{KeyRules, Store};
+use keelway_model::{CacheKey, Digest, Hasher, KeyPart, Op, Output, Tree, TreeError, TreeKind};
+use keelway_store::{KeyRules, Store, keep_everything};
 
 /// What a key may look at.
 pub struct KeyContext<'a> {
@@ -26,7 +28,7 @@ pub struct KeyContext<'a> {
 /// `inputs` are the outputs of the node's needs, in order.
 pub fn key(op: &Op, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Option<CacheKey>, StepError> {
     match op {
-        Op::Exec(op) => Ok(Some(exec(op, chain(inputs, 0, "exec")?))),
+        Op::Exec(op) => exec(op, inputs, cx).map(Some),
         Op::Mkdir(op) => Ok(Some(mkdir(op, chain(inputs, 0, "mkdir")?))),
         Op::Copy(op) => copy(op, inputs, cx).map(Some),
         Op::Base(_) | Op::Assemble(_) | Op::Build(_) | Op::Steps(_) | Op::Push(_) | Op::Deploy(_) => Ok(None),
@@ -55,7 +57,8 @@ fn pairs(items: &[(String, String)]) -> Digest {
     list(items.iter().map(|(k, v)| (k.as_str(), v.as_str())))
 }
 
-fn exec(op: &ExecOp, below: &Chain) -> CacheKey {
+fn exec(op: &ExecOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<CacheKey, StepError> {
+    let below = chain(inputs, 0, "exec")?;
     let argv = list(op.argv.iter().map(|a| (a.as_str(), "")));
     let network: &[u8] = match op.network {
         Network::None => b"none",
@@ -65,15 +68,72 @@ fn exec(op: &ExecOp, below: &Chain) -> CacheKey {
     // The order of variables does not change what a process sees.
     let mut env = op.env.clone();
     env.sort();
-    CacheKey::new(
-        op.identity,
-        vec![
-            (KeyPart::Base, below.key),
-            (KeyPart::Command, hash("exec", &[argv.as_bytes(), pairs(&op.scripts).as_bytes()])),
-            (KeyPart::Environment, pairs(&env)),
-            (KeyPart::Settings, hash("exec", &[op.cwd.as_bytes(), op.user.0.as_bytes(), network])),
-        ],
-    )
+    let (mut scripts, mut mounts, mut files) = (Vec::new(), Vec::new(), Vec::new());
+    for mount in &op.mounts {
+        match mount {
+            RunMount::Script { target, content } => scripts.push((target.clone(), content.clone())),
+            RunMount::Bind { need, source, .. } => {
+                files.push(bound(chain(inputs, *need, "exec")?, source, cx)?);
+                mounts.push(mount_settings(mount));
+            }
+            _ => mounts.push(mount_settings(mount)),
+        }
+    }
+    let mut settings = vec![op.cwd.as_bytes(), op.user.0.as_bytes(), network];
+    settings.extend(mounts.iter().map(|m| m.as_bytes().as_slice()));
+    let mut parts = vec![
+        (KeyPart::Base, below.key),
+        (KeyPart::Command, hash("exec", &[argv.as_bytes(), pairs(&scripts).as_bytes()])),
+        (KeyPart::Environment, pairs(&env)),
+        (KeyPart::Settings, hash("exec", &settings)),
+    ];
+    if !files.is_empty() {
+        let files: Vec<&[u8]> = files.iter().map(|f| f.as_bytes().as_slice()).collect();
+        parts.push((KeyPart::Files, hash("bound", &files)));
+    }
+    Ok(CacheKey::new(op.identity, parts))
+}
+
+/// The content of what a mount shows.
+fn bound(from: &Chain, source: &str, cx: &KeyContext<'_>) -> Result<Digest, StepError> {
+    let view = cx.store.view(&from.snapshots)?;
+    let path = view.resolve(&inside(source, "source of a mount")?)?;
+    if from.snapshots.is_empty() && path.is_root() {
+        return Ok(Digest::of(b"keelway content: scratch"));
+    }
+    let rules = KeyRules { filter: &keep_everything, owner: None, mode: None };
+    cx.store.content_digest(&view, &path, &rules).map_err(|e| match e {
+        TreeError::NotFound { .. } => {
+            StepError::Refused(format!("{source:?}, which a RUN --mount is from, is not there"))
+        }
+        other => other.into(),
+    })
+}
+
+/// How a mount looks from inside. What a cache holds and which one it is, and what a secret is, are no part of it.
+fn mount_settings(mount: &RunMount) -> Digest {
+    let numbers = |a: &FileAccess| [a.mode, a.uid, a.gid].map(u32::to_le_bytes).concat();
+    let flag = |on: bool| -> &[u8] { if on { b"yes" } else { b"no" } };
+    match mount {
+        RunMount::Script { target, content } => hash("script", &[target.as_bytes(), content.as_bytes()]),
+        RunMount::Bind { target, writable, .. } => hash("bind", &[target.as_bytes(), flag(*writable)]),
+        RunMount::Cache { target, read_only, access, .. } => {
+            hash("cache", &[target.as_bytes(), flag(*read_only), &numbers(access)])
+        }
+        RunMount::Tmpfs { target, size } => {
+            let size = size.map_or(Vec::new(), |s| s.0.to_le_bytes().to_vec());
+            hash("tmpfs", &[target.as_bytes(), &size])
+        }
+        RunMount::Secret { target, id, required, access } => {
+            hash("secret", &[target.as_bytes(), id.as_bytes(), flag(*required), &numbers(access)])
+        }
+        RunMount::SecretVariable { name, id, required } => {
+            hash("secret variable", &[name.as_bytes(), id.as_bytes(), flag(*required)])
+        }
+        RunMount::Agent { target, id, required, access } => {
+            hash("agent", &[target.as_bytes(), id.as_bytes(), flag(*required), &numbers(access)])
+        }
+    }
 }
 
 fn mkdir(op: &MkdirOp, below: &Chain) -> CacheKey {

@@ -16,6 +16,7 @@ pub mod fuzz;
 pub mod import;
 pub mod key;
 pub mod mkdir;
+pub mod seed;
 mod select;
 #[cfg(test)]
 mod testing;

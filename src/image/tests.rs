@@ -3,6 +3,7 @@
 use crate::testing::{MemTree, Rig, dump, out, put};
 use crate::{Bases, Build, BuildOptions, KeyContext, assemble, base, copy, import, key, mkdir, user};
 use keelway_dockerfile::Ignore;
+use keelway_model::mount::{FileAccess, RunMount, Sharing};
 use keelway_model::oci::{Descriptor, History, ImageConfig, Index, Manifest, media};
 use keelway_model::plan::{AssembleOp, BaseOp, Chain, ExecOp, ImageOutput, MkdirOp, Network, UserSpec};
 use keelway_model::{
@@ -128,7 +129,7 @@ fn exec() -> ExecOp {
         cwd: "/".into(),
         user: UserSpec::default(),
         network: Network::Host,
-        scripts: vec![],
+        mounts: vec![],
         limits: Limits::default(),
         identity: Digest::of(b"id"),
     }
@@ -152,7 +153,10 @@ fn keys_of_runs_name_what_changed() {
     assert_eq!(why(|_| ()), "same");
     assert_eq!(why(|o| o.argv = vec!["ab".into()]), "command changed");
     assert_eq!(why(|o| o.argv = vec!["a b".into()]), "command changed");
-    assert_eq!(why(|o| o.scripts = vec![("/dev/pipes/x".into(), "y".into())]), "command changed");
+    assert_eq!(
+        why(|o| o.mounts = vec![RunMount::Script { target: "/dev/pipes/x".into(), content: "y".into() }]),
+        "command changed"
+    );
     assert_eq!(why(|o| o.env[0].1 = "3".into()), "environment changed");
     assert_eq!(why(|o| o.env.reverse()), "same");
     assert_eq!(why(|o| o.cwd = "/x".into()), "settings changed");
@@ -170,6 +174,62 @@ fn keys_of_runs_name_what_changed() {
         first.parts.iter().map(|(p, _)| *p).collect::<Vec<_>>(),
         [KeyPart::Base, KeyPart::Command, KeyPart::Environment, KeyPart::Settings]
     );
+}
+
+#[test]
+fn keys_of_mounts_hold_what_a_run_sees() {
+    let rig = Rig::new();
+    let base = rig.empty();
+    let shown = rig.on(&[], |r| {
+        put(r, "d/a", "A");
+        put(r, "e", "E");
+        r.symlink(b"/d", b"l").unwrap();
+    });
+    let keyed = |from: &Chain, mounts: Vec<RunMount>| {
+        let tree = MemTree::default();
+        let cx = KeyContext { store: &rig.store, context: &tree, ignore: &Ignore::default() };
+        key(&Op::Exec(ExecOp { mounts, ..exec() }), &[out(&base), out(from)], &cx)
+    };
+    let bind = |source: &str, writable| {
+        vec![RunMount::Bind { target: "/t".into(), need: 1, source: source.into(), writable }]
+    };
+    let first = keyed(&shown, bind("/d", false)).unwrap().unwrap();
+    let why = |from: &Chain, mounts| {
+        let key = keyed(from, mounts).unwrap().unwrap();
+        if key.digest == first.digest { "same".into() } else { key.explain(Some(&first.parts)).to_string() }
+    };
+    let other = rig.on(&[], |r| put(r, "d/a", "A"));
+    assert_eq!(why(&other, bind("/d", false)), "same", "nothing else of the tree counts");
+    assert_eq!(why(&shown, bind("/l", false)), "same", "links are followed inside the tree");
+    let changed = rig.on(&[], |r| put(r, "d/a", "B"));
+    assert_eq!(why(&changed, bind("/d", false)), "files changed");
+    assert_eq!(why(&shown, bind("/", false)), "files changed");
+    assert_eq!(why(&shown, bind("/d", true)), "settings changed");
+    let e = keyed(&shown, bind("/none", false)).unwrap_err().to_string();
+    assert!(e.contains("\"/none\"") && e.contains("is not there"), "{e}");
+    assert!(keyed(&base, bind("/", false)).is_ok(), "scratch is an empty directory");
+
+    let access = FileAccess { mode: 0o755, uid: 0, gid: 0 };
+    let cache = |id: &str, sharing, read_only| RunMount::Cache {
+        target: "/c".into(),
+        id: id.into(),
+        sharing,
+        read_only,
+        source: "/".into(),
+        seed: None,
+        access,
+    };
+    let digest = |mount| keyed(&shown, vec![mount]).unwrap().unwrap().digest;
+    let plain = digest(cache("a", Sharing::Shared, false));
+    assert_eq!(plain, digest(cache("b", Sharing::Locked, false)), "which cache it is does not count");
+    assert_ne!(plain, digest(cache("a", Sharing::Shared, true)));
+    let secret =
+        |id: &str, required| RunMount::Secret { target: "/s".into(), id: id.into(), required, access };
+    let plain = digest(secret("a", false));
+    assert_ne!(plain, digest(secret("b", false)));
+    assert_ne!(plain, digest(secret("a", true)));
+    let tmpfs = |size| RunMount::Tmpfs { target: "/t".into(), size };
+    assert_ne!(digest(tmpfs(None)), digest(tmpfs(Some(keelway_model::Bytes(0)))));
 }
 
 fn line(text: &str, empty_layer: bool) -> History {

@@ -16,6 +16,7 @@ pub mod event;
 pub mod exit;
 pub mod ids;
 pub mod limits;
+pub mod mount;
 pub mod oci;
 pub mod plan;
 pub mod platform;

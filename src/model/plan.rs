@@ -8,6 +8,7 @@
 use crate::digest::Digest;
 use crate::ids::{AppName, NodeId, SnapshotId, StageName};
 use crate::limits::Limits;
+use crate::mount::RunMount;
 use crate::oci::{Descriptor, History, ImageConfig};
 use crate::platform::Platform;
 use crate::reference::{ImageRef, PushedDigest, Repository, Tag};
@@ -97,7 +98,7 @@ pub enum Op {
     Deploy(DeployOp),
     /// The layers of a pinned base image (or of scratch), as a chain of snapshots.
     Base(BaseOp),
-    /// `RUN`: one process in a sandbox over the chain of need 0.
+    /// `RUN`: one process in a sandbox over the chain of need 0; its mounts name the other needs.
     Exec(ExecOp),
     /// `COPY`, `ADD`: files into the chain of need 0, from the context or the chain of need 1.
     Copy(CopyOp),
@@ -333,9 +334,9 @@ pub struct ExecOp {
     pub user: UserSpec,
     /// Network.
     pub network: Network,
-    /// Scripts of heredocs: absolute path in the container to content, present only while it runs.
+    /// What it has beyond its root, present only while it runs, in the order it is mounted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub scripts: Vec<(String, String)>,
+    pub mounts: Vec<RunMount>,
     /// Bounds; no part of the key.
     #[serde(default)]
     pub limits: Limits,

@@ -5,7 +5,7 @@ use keelway_container::network::{Attached, LOCALHOST, NetworkError};
 use keelway_engine::{Ctx, Failure};
 use keelway_model::limits::DEFAULT_LOG;
 use keelway_model::plan::Network as PlanNetwork;
-use keelway_model::{Bytes, Limits, LogStream, SnapshotId};
+use keelway_model::{Bytes, Limits, LogStream, Redacted, SnapshotId};
 use keelway_sandbox::{
     Access, BoxName, CapProfile, Exit, ExitKind, Handle, Launcher, Mount, MountKind, Network, RootFs, Spec,
     Stdio, User,
@@ -13,7 +13,7 @@ use keelway_sandbox::{
 use keelway_store::Store;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -35,8 +35,12 @@ pub(crate) struct Job {
     pub caps: CapProfile,
     /// The OCI runtime that isolates it; `None` is our own sandbox.
     pub runtime: Option<PathBuf>,
-    /// Files that are there only while it runs: path, content.
-    pub files: Vec<(String, String)>,
+    /// What it has beyond its root and the files of its network.
+    pub mounts: Vec<Mount>,
+    /// Locks of what it writes to beyond its root: held until every process of it is dead.
+    pub locks: Vec<OwnedFd>,
+    /// What is not to be seen in its log.
+    pub hidden: Vec<Redacted<String>>,
 }
 
 /// The directories of a chain, lowest first.
@@ -65,7 +69,7 @@ fn spec(job: Job, attached: Option<&Attached>) -> Spec {
     spec.runtime = job.runtime;
     let file = |target: &str, content: &[u8], mode| Mount {
         target: target.into(),
-        kind: MountKind::File { content: content.into(), mode },
+        kind: MountKind::File { content: content.into(), mode, owner: (0, 0) },
     };
     match (job.network, attached) {
         (PlanNetwork::Private, Some(attached)) => {
@@ -91,9 +95,7 @@ fn spec(job: Job, attached: Option<&Attached>) -> Spec {
             }
         }
     }
-    for (path, content) in &job.files {
-        spec.mounts.push(file(path, content.as_bytes(), 0o755));
-    }
+    spec.mounts.extend(job.mounts);
     spec
 }
 
@@ -105,13 +107,15 @@ pub(crate) async fn run(workspace: &Workspace, ctx: &Ctx, job: Job) -> Result<Ex
     }
     let reports = ctx.clone();
     let (tell, told) = tokio::sync::oneshot::channel::<Handle>();
+    let mut job = job;
+    let (hidden, locks) = (std::mem::take(&mut job.hidden), std::mem::take(&mut job.locks));
     let mut waiting = tokio::task::spawn_blocking(move || {
         // Its network lives until every process in it is dead.
         let attached = match job.network {
             PlanNetwork::Private => networks.map(|n| n.private()).transpose().map_err(|e| no_network(&e))?,
             PlanNetwork::None | PlanNetwork::Host => None,
         };
-        blocking_run(&launcher, &spec(job, attached.as_ref()), &reports, tell)
+        blocking_run(&launcher, &spec(job, attached.as_ref()), &locks, hidden, &reports, tell)
     });
     let Ok(handle) = told.await else {
         return joined(waiting.await);
@@ -146,6 +150,8 @@ fn joined(done: Result<Result<Exit, Failure>, tokio::task::JoinError>) -> Result
 fn blocking_run(
     launcher: &Launcher,
     spec: &Spec,
+    locks: &[OwnedFd],
+    hidden: Vec<Redacted<String>>,
     ctx: &Ctx,
     tell: tokio::sync::oneshot::Sender<Handle>,
 ) -> Result<Exit, Failure> {
@@ -156,12 +162,13 @@ fn blocking_run(
     let null =
         File::open("/dev/null").map_err(|e| Failure::outside(format!("cannot open /dev/null: {e}")))?;
     let stdio = Stdio { stdin: null.into(), stdout: out_write.into(), stderr: err_write.into() };
-    let mut running = launcher.spawn(spec, stdio).map_err(|e| spawn_failure(&e))?;
+    let locks: Vec<_> = locks.iter().map(AsFd::as_fd).collect();
+    let mut running = launcher.spawn_holding(spec, stdio, &locks).map_err(|e| spawn_failure(&e))?;
     for warning in running.warnings() {
         ctx.notice_blocking(warning.clone());
     }
     let _ = tell.send(running.handle());
-    let output = Output::new(spec, running.handle());
+    let output = Output::new(spec, running.handle(), hidden);
     thread::scope(|scope| {
         let stderr = scope.spawn(|| pump(err_read.into(), LogStream::Stderr, ctx, &output));
         pump(out_read.into(), LogStream::Stdout, ctx, &output);
@@ -179,11 +186,20 @@ struct Output {
     limit: Bytes,
     printed: AtomicU64,
     handle: Handle,
+    /// Longest first, so that what is a part of another leaves nothing of it.
+    hidden: Vec<Redacted<String>>,
 }
 
 impl Output {
-    fn new(spec: &Spec, handle: Handle) -> Self {
-        Self { limit: spec.limits.log.unwrap_or(DEFAULT_LOG), printed: AtomicU64::new(0), handle }
+    fn new(spec: &Spec, handle: Handle, mut hidden: Vec<Redacted<String>>) -> Self {
+        hidden.sort_by_key(|h| std::cmp::Reverse(h.reveal().len()));
+        let limit = spec.limits.log.unwrap_or(DEFAULT_LOG);
+        Self { limit, printed: AtomicU64::new(0), handle, hidden }
+    }
+
+    /// What is shown of it: secrets are not.
+    fn shown(&self, bytes: &[u8]) -> String {
+        shown(bytes, &self.hidden)
     }
 
     /// Counts; what is beyond the limit ends the process, and goes nowhere.
@@ -206,6 +222,16 @@ impl Output {
     }
 }
 
+fn shown(bytes: &[u8], hidden: &[Redacted<String>]) -> String {
+    let mut text = String::from_utf8_lossy(bytes).into_owned();
+    for secret in hidden {
+        if text.contains(secret.reveal()) {
+            text = text.replace(secret.reveal(), "***");
+        }
+    }
+    text
+}
+
 /// Reads until every writer is gone; sends whole lines, and what is left after 16 KiB without one.
 fn pump(from: OwnedFd, stream: LogStream, ctx: &Ctx, output: &Output) {
     const MOST: usize = 16 * 1024;
@@ -225,12 +251,12 @@ fn pump(from: OwnedFd, stream: LogStream, ctx: &Ctx, output: &Output) {
         let whole = held.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
         let cut = if whole == 0 && held.len() >= MOST { whole_characters(&held) } else { whole };
         if cut > 0 {
-            ctx.log_blocking(stream, &String::from_utf8_lossy(&held[..cut]));
+            ctx.log_blocking(stream, &output.shown(&held[..cut]));
             held.drain(..cut);
         }
     }
     if !held.is_empty() {
-        ctx.log_blocking(stream, &String::from_utf8_lossy(&held));
+        ctx.log_blocking(stream, &output.shown(&held));
     }
 }
 
@@ -261,6 +287,12 @@ pub(crate) fn unsuccessful(what: Option<&str>, exit: &Exit, store: &Path) -> Fai
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let hidden = ["s3cret-and-more", "s3cret"].map(|h| Redacted::new(h.to_owned()));
+        assert_eq!(shown(b"a s3cret-and-more, s3cret\xff\n", &hidden), "a ***, ***\u{fffd}\n");
+    }
 
     #[test]
     fn long_output_without_a_line_is_cut_between_characters() {

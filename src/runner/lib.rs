@@ -5,9 +5,11 @@
 //! orders it, [`Performer`] does each node (a build is lowered to steps by `image`, each step runs in a `sandbox`),
 //! `ledger` records it. Settings arrive typed; the environment is read by `cli` alone.
 
+mod agent;
 pub mod deploy;
 mod exec;
 pub mod lower;
+mod mounts;
 mod perform;
 mod pin;
 mod push;

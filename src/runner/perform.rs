@@ -2,7 +2,7 @@
 
 use crate::pin::Pins;
 use crate::settings::Settings;
-use crate::{blocking, deploy, exec, lower, push, room, steps};
+use crate::{blocking, deploy, exec, lower, mounts, push, room, steps};
 use async_trait::async_trait;
 use keelway_container::network::{Networks, Settings as NetworkSettings, Uplink};
 use keelway_dockerfile::Ignore;
@@ -121,7 +121,7 @@ fn locked<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// A step's failure as a failure of the run. Who hears of it knows the step's name.
-fn step_failure(e: &StepError) -> Failure {
+pub(crate) fn step_failure(e: &StepError) -> Failure {
     let exit = match e.blame() {
         Blame::Build => ExitCode::Failed,
         Blame::Machine => ExitCode::Outside,
@@ -205,6 +205,9 @@ impl Performer {
         }
         let layers = chain_nodes(&plan);
         let runtime = self.settings.runtime(&op.context, op.runtime.as_deref())?;
+        if runtime.is_some() {
+            mounts::check_runtime(&plan)?;
+        }
         let open = OpenBuild { context: opened.context, ignore: opened.ignore, layers, runtime };
         locked(&self.builds).insert(ctx.path.clone(), Arc::new(open));
         Ok(Performed::SubPlan(plan))
@@ -273,12 +276,17 @@ impl Performer {
         let below = chain_of(inputs.first())?.clone();
         let (store, user) = (self.store().clone(), op.user.clone());
         let snapshots = below.snapshots.clone();
-        let (upper, user) = blocking(move || {
+        let (wanted, inputs) = (op.mounts.clone(), inputs.to_vec());
+        let (settings, own, env) = (self.settings.clone(), ctx.clone(), op.env.clone());
+        let (upper, user, mut mounted) = blocking(move || {
             let view = store.view(&snapshots).map_err(|e| Failure::outside(e.to_string()))?;
             let user =
                 keelway_image::user::resolve(&view, &user).map_err(|e| Failure::failed(e.to_string()))?;
+            let maker =
+                mounts::Maker { store: &store, settings: &settings, ctx: &own, inputs: &inputs, env: &env };
+            let mounted = maker.prepare(&wanted)?;
             let upper = store.begin().map_err(|e| Failure::outside(e.to_string()))?;
-            Ok((upper, user))
+            Ok((upper, user, mounted))
         })
         .await?;
         let mut env = op.env.clone();
@@ -286,6 +294,10 @@ impl Performer {
             if !env.iter().any(|(k, _)| k == key) {
                 env.push((key.clone(), value.clone()));
             }
+        }
+        for (key, value) in mounted.env.drain(..) {
+            env.retain(|(k, _)| *k != key);
+            env.push((key, value));
         }
         let job = exec::Job {
             lowers: exec::lowers(self.store(), &below.snapshots),
@@ -299,9 +311,12 @@ impl Performer {
             limits: op.limits.clone(),
             caps: CapProfile::Build,
             runtime: self.build_of(ctx)?.runtime.clone(),
-            files: op.scripts.clone(),
+            mounts: std::mem::take(&mut mounted.mounts),
+            locks: mounted.locks().map_err(|e| Failure::outside(format!("cannot hold a cache: {e}")))?,
+            hidden: std::mem::take(&mut mounted.hidden),
         };
         let exit = exec::run(&self.workspace, ctx, job).await?;
+        drop(mounted);
         if !exit.success() {
             return Err(exec::unsuccessful(None, &exit, self.store().path()));
         }

@@ -4,7 +4,7 @@ use keelway_container::network::Range;
 use keelway_engine::Failure;
 use keelway_http::Pem;
 use keelway_model::plan::Grant;
-use keelway_model::{Clock, ExitCode, Timestamp};
+use keelway_model::{Clock, ExitCode, Redacted, Timestamp};
 use keelway_pipeline::RegistryRule;
 use keelway_registry::{HostSettings, RegistrySettings};
 use keelway_source::GitSettings;
@@ -40,6 +40,10 @@ pub struct Settings {
     pub binary: PathBuf,
     /// `--runtime NAME=PATH`: the OCI runtimes that a pipeline file may name.
     pub runtimes: BTreeMap<String, PathBuf>,
+    /// `--secret`: what the secrets are that the mounts of a RUN name.
+    pub secrets: BTreeMap<String, Redacted<Vec<u8>>>,
+    /// `--ssh`: the sockets of the agents that they name.
+    pub agents: BTreeMap<String, PathBuf>,
     /// What pushed files may have when they ask.
     pub allow: BTreeSet<Grant>,
     /// Addresses of private networks; `None` takes what is free.

@@ -90,7 +90,9 @@ pub(crate) async fn run(
             limits: op.limits.clone(),
             caps: CapProfile::Step,
             runtime: performer.settings.runtime(op.stage.as_str(), op.runtime.as_deref())?,
-            files: Vec::new(),
+            mounts: Vec::new(),
+            locks: Vec::new(),
+            hidden: Vec::new(),
         };
         ctx.news(format!("step {}", step.name)).await;
         let exit = exec::run(&performer.workspace, ctx, job).await?;

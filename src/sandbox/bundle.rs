@@ -23,6 +23,14 @@ pub enum BundleError {
         /// Where it should be.
         target: PathBuf,
     },
+    /// A part of a tree, found inside that tree, is nothing that a path of the machine can say.
+    #[error(
+        "the mount for {target:?} is a part of another tree: bind-mount a directory of this machine for a bundle"
+    )]
+    TreeMount {
+        /// Where it should be.
+        target: PathBuf,
+    },
 }
 
 /// Beyond the spec.
@@ -154,6 +162,9 @@ fn mounts(spec: &Spec, bundle: &Bundle<'_>) -> Result<Vec<Value>, BundleError> {
                 Some(source) => made_by_us(&extra.target, source, "ro"),
                 None => return Err(BundleError::FileMount { target: extra.target.clone() }),
             },
+            MountKind::Layers { .. } | MountKind::Beneath { .. } => {
+                return Err(BundleError::TreeMount { target: extra.target.clone() });
+            }
         });
     }
     Ok(mounts)

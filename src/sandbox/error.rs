@@ -68,9 +68,12 @@ impl SpawnError {
             Self::Setup(SetupError::Exec(ExecError::Other { errno, .. })) => {
                 ![libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::EIO].contains(&errno.0)
             }
-            Self::Setup(SetupError::Exec(_) | SetupError::Cwd { .. } | SetupError::HostileRoot { .. }) => {
-                true
-            }
+            Self::Setup(
+                SetupError::Exec(_)
+                | SetupError::Cwd { .. }
+                | SetupError::HostileRoot { .. }
+                | SetupError::MountSource { .. },
+            ) => true,
             Self::Setup(_) | Self::Launch { .. } | Self::InitLost { .. } => false,
         }
     }
@@ -117,6 +120,16 @@ pub enum SetupError {
         errno: Errno,
         /// What the kernel or we know beyond that; empty or starting with a separator.
         hint: String,
+    },
+    /// A part of another tree that is not there.
+    #[error("cannot mount {path:?} at {target:?}: in the tree that it is a part of: {errno}")]
+    MountSource {
+        /// Path in that tree.
+        path: PathBuf,
+        /// Path inside the root.
+        target: PathBuf,
+        /// How it failed.
+        errno: Errno,
     },
     /// A bind source that is not there.
     #[error("cannot bind-mount {path:?} of this machine: {errno}")]

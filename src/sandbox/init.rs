@@ -65,10 +65,11 @@ fn supervise(control: &OwnedFd) -> i32 {
         Ok(None) => return 1,
         Err(e) => return fail(control, SetupError::Protocol { detail: e.to_string() }),
     };
-    // The lock of the id range, where there is one: kept until this process ends, after every other.
+    // The lock of the id range, where there is one, and what else the owner wants held: until this process ends, after
+    // every other.
     let mut kept = fds.split_off(fds.len().min(3)).into_iter();
     let gate = if request.gated { kept.next() } else { None };
-    let _range = kept.next();
+    let _kept: Vec<OwnedFd> = kept.collect();
     // Nobody's directory is held busy.
     let _ = nix::unistd::chdir("/");
     let Ok(stdio) = <[OwnedFd; 3]>::try_from(fds) else {

@@ -125,6 +125,13 @@ fn null() -> io::Result<OwnedFd> {
 #[derive(Debug, Clone)]
 pub struct Launcher(Arc<Inner>);
 
+/// What the supervisor gets beside the three descriptors.
+#[derive(Clone, Copy)]
+struct Held<'a> {
+    gate: Option<&'a OwnedFd>,
+    locks: &'a [BorrowedFd<'a>],
+}
+
 #[derive(Debug)]
 struct Inner {
     config: LauncherConfig,
@@ -180,17 +187,38 @@ impl Launcher {
         if spec.terminal.is_some() || spec.runtime.is_some() {
             return Err(crate::spec::SpecError::Runtime.into());
         }
-        self.begin(spec, stdio, Some(gate.into()))
+        self.begin(spec, stdio, Some(gate.into()), &[])
     }
 
     /// Builds the sandbox and returns when its program runs (was executed), or why it does not. Blocks for
     /// some milliseconds.
     pub fn spawn(&self, spec: &Spec, stdio: Stdio) -> Result<Running, SpawnError> {
-        self.begin(spec, stdio, None)
+        self.begin(spec, stdio, None, &[])
     }
 
-    fn begin(&self, spec: &Spec, stdio: Stdio, gate: Option<OwnedFd>) -> Result<Running, SpawnError> {
-        let gate = gate.as_ref();
+    /// The same; the descriptors, at most 64, are held open until every process of the sandbox is dead, also when this one
+    /// dies sooner: locks of what it writes to.
+    pub fn spawn_holding(
+        &self,
+        spec: &Spec,
+        stdio: Stdio,
+        held: &[BorrowedFd<'_>],
+    ) -> Result<Running, SpawnError> {
+        self.begin(spec, stdio, None, held)
+    }
+
+    fn begin(
+        &self,
+        spec: &Spec,
+        stdio: Stdio,
+        gate: Option<OwnedFd>,
+        held: &[BorrowedFd<'_>],
+    ) -> Result<Running, SpawnError> {
+        if held.len() > proto::MAX_HELD {
+            let source = io::Error::other(format!("{} are too many", held.len()));
+            return Err(SpawnError::Launch { action: "hold locks for it", source });
+        }
+        let held = Held { gate: gate.as_ref(), locks: held };
         spec.check()?;
         spec.user.check(self.same().count)?;
         if let Some(runtime) = &spec.runtime {
@@ -203,12 +231,12 @@ impl Launcher {
             self.0.foreign.store(true, Ordering::Relaxed);
         }
         if self.0.config.ids == Ids::Same || self.0.outer.is_some() {
-            return self.spawn_with(spec, &stdio, gate, None, Vec::new());
+            return self.spawn_with(spec, &stdio, held, None, Vec::new());
         }
         if let Some(why) = self.0.same_ids.get() {
-            return self.spawn_with(spec, &stdio, gate, None, vec![why.clone()]);
+            return self.spawn_with(spec, &stdio, held, None, vec![why.clone()]);
         }
-        match self.spawn_with(spec, &stdio, gate, Some(self.claim()?), Vec::new()) {
+        match self.spawn_with(spec, &stdio, held, Some(self.claim()?), Vec::new()) {
             // Nothing ran and nothing was mounted yet.
             Err(SpawnError::Setup(SetupError::IdMap { path, errno, root })) => {
                 let why = format!(
@@ -218,7 +246,7 @@ impl Launcher {
                 if root {
                     let _ = self.0.same_ids.set(why.clone());
                 }
-                self.spawn_with(spec, &stdio, gate, None, vec![why])
+                self.spawn_with(spec, &stdio, held, None, vec![why])
             }
             other => other,
         }
@@ -244,7 +272,7 @@ impl Launcher {
         &self,
         spec: &Spec,
         stdio: &Stdio,
-        gate: Option<&OwnedFd>,
+        held: Held<'_>,
         range: Option<Range>,
         mut warnings: Vec<String>,
     ) -> Result<Running, SpawnError> {
@@ -272,11 +300,12 @@ impl Launcher {
             ids: range.as_ref().map_or(self.same(), |r| r.map),
             outer: self.0.outer.clone(),
             legacy_overlay: self.legacy_overlay(),
-            gated: gate.is_some(),
+            gated: held.gate.is_some(),
         };
         let mut fds = vec![stdio.stdin.as_raw_fd(), stdio.stdout.as_raw_fd(), stdio.stderr.as_raw_fd()];
-        fds.extend(gate.map(AsRawFd::as_raw_fd));
+        fds.extend(held.gate.map(AsRawFd::as_raw_fd));
         fds.extend(range.as_ref().map(|r| r.lock.as_fd().as_raw_fd()));
+        fds.extend(held.locks.iter().map(AsRawFd::as_raw_fd));
         let sent = proto::send(running.control(), &request, &fds);
         // The supervisor has a copy and holds the range from here on.
         drop(range);

@@ -22,7 +22,9 @@ pub(crate) const VERSION: u8 = 4;
 const MAX_FRAME: usize = 64 << 20;
 const HEADER: usize = 5;
 /// Most descriptors on one frame.
-const MAX_FDS: usize = 5;
+const MAX_FDS: usize = 5 + MAX_HELD;
+/// Most descriptors that are only held, of those.
+pub(crate) const MAX_HELD: usize = 64;
 
 /// Owner to supervisor, once, with stdin, stdout, stderr and the lock of the id range, if there is one.
 #[derive(Debug, Serialize, Deserialize)]

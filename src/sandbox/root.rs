@@ -9,6 +9,7 @@
 mod foreign;
 mod overlay;
 mod target;
+mod trees;
 
 use crate::error::SetupError;
 use crate::ids::IdMap;
@@ -20,7 +21,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mkdirat, mknodat, stat};
-use nix::unistd::{fchdir, pivot_root, symlinkat, write};
+use nix::unistd::{Gid, Uid, fchdir, fchown, pivot_root, symlinkat, write};
 use overlay::Scratch;
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
@@ -153,6 +154,13 @@ pub(crate) fn enter(
     let terminal = dev(&mut targets, &parts, spec, how.ids)?;
     for (mount, view) in spec.mounts.iter().zip(&parts.views) {
         extra(&mut targets, mount, view.as_ref())?;
+    }
+    for (mount, view) in spec.mounts.iter().zip(&parts.views) {
+        // Only now, since other mounts may lie in it; what was made for them is in memory.
+        if let (MountKind::Layers { root: RootFs::ReadOnly { .. }, .. }, Some(tree)) = (&mount.kind, view) {
+            sys::mount_setattr(tree.as_fd(), RDONLY, 0, false)
+                .map_err(mount_error("a read-only tree", &mount.target))?;
+        }
     }
     protect(&root, spec, &parts)?;
     pivot(&root)?;
@@ -298,8 +306,17 @@ fn open_view(
 ) -> Result<Option<OwnedFd>, SetupError> {
     let (source, access) = match &mount.kind {
         MountKind::Bind { source, access } => (source, access),
-        MountKind::File { content, mode } => {
-            return content_file(scratch, &format!("file-{n}"), content, *mode, &mount.target).map(Some);
+        MountKind::File { content, mode, owner } => {
+            let owner = (how.ids.base + owner.0, how.ids.base + owner.1);
+            let name = format!("file-{n}");
+            return content_file(scratch, &name, content, *mode, owner, &mount.target).map(Some);
+        }
+        MountKind::Layers { root, path } => {
+            let scratch = scratch.part(&format!("tree-{n}"))?;
+            return trees::of_layers(root, path, scratch, how, &mount.target).map(Some);
+        }
+        MountKind::Beneath { directory, path, access } => {
+            return trees::beneath(directory, path, *access, how, &mount.target).map(Some);
         }
         MountKind::Tmpfs { .. } => return Ok(None),
     };
@@ -443,7 +460,7 @@ fn console(dev: &OwnedFd, window: Window, spec: &Spec, ids: IdMap) -> Result<Ter
 fn extra(targets: &mut Targets<'_>, mount: &Mount, view: Option<&OwnedFd>) -> Result<(), SetupError> {
     let target = &mount.target;
     match (&mount.kind, view) {
-        (MountKind::Bind { .. }, Some(tree)) => {
+        (MountKind::Bind { .. } | MountKind::Layers { .. } | MountKind::Beneath { .. }, Some(tree)) => {
             let stat = fstat(tree).map_err(step(format!("look at what {target:?} shall be")))?;
             let at = targets.resolve(target, is_dir(stat.st_mode))?;
             attach(tree, &at, "a bind mount", target)
@@ -458,9 +475,13 @@ fn extra(targets: &mut Targets<'_>, mount: &Mount, view: Option<&OwnedFd>) -> Re
             attach(file, &at, "a file", target)
         }
         // All were opened, or we would not be here.
-        (MountKind::Bind { .. } | MountKind::File { .. }, None) => {
-            Err(mount_error("a bind mount", target)(Errno::EINVAL))
-        }
+        (
+            MountKind::Bind { .. }
+            | MountKind::File { .. }
+            | MountKind::Layers { .. }
+            | MountKind::Beneath { .. },
+            None,
+        ) => Err(mount_error("a bind mount", target)(Errno::EINVAL)),
     }
 }
 
@@ -470,6 +491,7 @@ fn content_file(
     name: &str,
     content: &[u8],
     mode: u32,
+    owner: (u32, u32),
     target: &Path,
 ) -> Result<OwnedFd, SetupError> {
     let room = (content.len() as u64).next_multiple_of(4096) + 4096;
@@ -478,6 +500,7 @@ fn content_file(
     let filled = || -> Result<OwnedFd, Errno> {
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
         let file = openat(&fs, "file", flags, Mode::from_bits_truncate(mode & 0o777))?;
+        fchown(&file, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))?;
         nix::sys::stat::fchmod(&file, Mode::from_bits_truncate(mode & 0o777))?;
         let mut rest = content;
         while !rest.is_empty() {

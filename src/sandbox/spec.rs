@@ -55,6 +55,31 @@ impl RootFs {
             Self::Directory { access, .. } => *access == Access::ReadOnly,
         }
     }
+
+    /// Checks what can be checked without the machine.
+    fn check(&self) -> Result<(), SpecError> {
+        let lowers = match self {
+            Self::Overlay { lowers, upper, work } => {
+                absolute("the upper directory", upper)?;
+                absolute("the work directory", work)?;
+                if upper.parent() != work.parent()
+                    || upper.file_name().is_none()
+                    || work.file_name().is_none()
+                {
+                    let (upper, work) = (upper.clone(), work.clone());
+                    return Err(SpecError::UpperAndWork { upper, work });
+                }
+                lowers
+            }
+            Self::ReadOnly { lowers } if lowers.is_empty() => return Err(SpecError::NoLowers),
+            Self::ReadOnly { lowers } => lowers,
+            Self::Directory { path, .. } => return absolute("the root directory", path),
+        };
+        if lowers.len() > MAX_LOWERS {
+            return Err(SpecError::TooManyLowers { count: lowers.len() });
+        }
+        lowers.iter().try_for_each(|l| absolute("a lower directory", l))
+    }
 }
 
 /// Who the process is.
@@ -109,13 +134,39 @@ pub enum MountKind {
         /// Mode of its root, for example `0o1777`.
         mode: u32,
     },
-    /// A read-only file with this content, present only while the process runs.
+    /// A read-only file with this content, in memory, present only while the process runs.
     File {
         /// The bytes, at most [`MAX_FILE_CONTENT`].
         content: Vec<u8>,
         /// Its mode, for example `0o644`.
         mode: u32,
+        /// User and group id in the sandbox.
+        owner: (u32, u32),
     },
+    /// A file or directory of another root file system. It may be written where that root may, and what is missing in it
+    /// for further mounts is made.
+    Layers {
+        /// The layers. What is written is in the upper directory afterwards.
+        root: RootFs,
+        /// Absolute path in it; links are followed inside it.
+        path: PathBuf,
+    },
+    /// A directory beneath a directory of the host in which sandboxes choose the names: links are followed inside it.
+    Beneath {
+        /// Absolute path on the host.
+        directory: PathBuf,
+        /// Absolute path, as seen from there.
+        path: PathBuf,
+        /// Read-only or not.
+        access: Access,
+    },
+}
+
+impl MountKind {
+    /// Can another runtime have it?
+    fn is_for_runtimes(&self) -> bool {
+        !matches!(self, Self::Layers { .. } | Self::Beneath { .. })
+    }
 }
 
 /// One mount beyond the standard ones. Its mount point is made when the root lacks it, and does not
@@ -355,31 +406,11 @@ impl Spec {
             if self.terminal.is_some() || self.work != Work::Program {
                 return Err(SpecError::Runtime);
             }
-        }
-        let lowers = match &self.root {
-            RootFs::Overlay { lowers, upper, work } => {
-                absolute("the upper directory", upper)?;
-                absolute("the work directory", work)?;
-                if upper.parent() != work.parent()
-                    || upper.file_name().is_none()
-                    || work.file_name().is_none()
-                {
-                    let (upper, work) = (upper.clone(), work.clone());
-                    return Err(SpecError::UpperAndWork { upper, work });
-                }
-                lowers
+            if let Some(mount) = self.mounts.iter().find(|m| !m.kind.is_for_runtimes()) {
+                return Err(SpecError::RuntimeMount { target: mount.target.clone() });
             }
-            RootFs::ReadOnly { lowers } if lowers.is_empty() => return Err(SpecError::NoLowers),
-            RootFs::ReadOnly { lowers } => lowers,
-            RootFs::Directory { path, .. } => {
-                absolute("the root directory", path)?;
-                &Vec::new()
-            }
-        };
-        if lowers.len() > MAX_LOWERS {
-            return Err(SpecError::TooManyLowers { count: lowers.len() });
         }
-        lowers.iter().try_for_each(|l| absolute("a lower directory", l))?;
+        self.root.check()?;
         check_process(&self.argv, &self.env, &self.cwd, &self.user)?;
         if self.hostname.is_empty() || self.hostname.len() > 64 || self.hostname.contains('\0') {
             return Err(SpecError::Hostname { hostname: self.hostname.chars().take(80).collect() });
@@ -400,7 +431,18 @@ impl Spec {
                         bytes: content.len(),
                     });
                 }
-                MountKind::File { .. } | MountKind::Tmpfs { .. } => {}
+                MountKind::File { owner: (uid, gid), .. } => {
+                    User { uid: *uid, gid: *gid, groups: Vec::new() }.check(IDS)?;
+                }
+                MountKind::Tmpfs { .. } => {}
+                MountKind::Layers { root, path } => {
+                    root.check()?;
+                    absolute("the path in another root", path)?;
+                }
+                MountKind::Beneath { directory, path, .. } => {
+                    absolute("a directory to mount from", directory)?;
+                    absolute("the path beneath it", path)?;
+                }
             }
         }
         Ok(())
@@ -527,6 +569,14 @@ pub enum SpecError {
     /// What only our own sandbox does.
     #[error("a terminal, and copying files, are not possible under another runtime: leave `runtime` out")]
     Runtime,
+    /// A mount that only our own sandbox makes.
+    #[error(
+        "the mount at {target:?} is not possible under another runtime: leave the mount or the runtime out"
+    )]
+    RuntimeMount {
+        /// Where it should be.
+        target: PathBuf,
+    },
     /// A mount at `/`.
     #[error("a mount cannot take the place of /: name a path below it")]
     MountOverRoot,

@@ -9,7 +9,8 @@
 //!   directory whose lock can be taken is cleaned up.
 //!
 //! Layout: `version`, `blobs/sha256/<2>/<hex>`, `snapshots/<id>/{fs,meta.json,layer-*.json}`,
-//! `refs/`, `cache/{keys,last,steps,memo}`, `locks/`, `runs/<id>/`, `trash/`, and the marks `boot` and `synced`.
+//! `refs/`, `cache/{keys,last,steps,memo}`, `mounts/<name>/{fs,meta.json}`, `locks/`, `runs/<id>/`, `trash/`, and the
+//! marks `boot` and `synced`.
 //!
 //! The store must not read the clock (but through the [`Clock`](keelway_model::Clock) given), print, or
 //! decide what a step means: it keeps what it is given.
@@ -17,6 +18,7 @@
 mod again;
 mod blob;
 mod cache;
+mod cache_mount;
 mod claim;
 mod compare;
 mod error;
@@ -37,6 +39,7 @@ mod view;
 mod walk;
 
 pub use blob::{BlobWriter, CommitError};
+pub use cache_mount::{CacheMount, CacheMountEntry, CacheMountMeta};
 pub use claim::{Claim, ClaimError};
 pub use compare::Difference;
 pub use error::{OpenError, StoreError, content_asks_for_it};

@@ -25,7 +25,7 @@ pub(crate) const FORMAT: u32 = 1;
 const OPEN_WAIT: Duration = Duration::from_secs(600);
 
 /// The folders of a store.
-const FOLDERS: [&str; 10] = [
+const FOLDERS: [&str; 11] = [
     "blobs/sha256",
     "snapshots",
     "refs",
@@ -33,6 +33,7 @@ const FOLDERS: [&str; 10] = [
     "cache/last",
     "cache/steps",
     "cache/memo",
+    "mounts",
     "locks",
     "runs",
     "trash",
@@ -194,6 +195,7 @@ impl Store {
         let mark = std::fs::metadata(root.join("synced")).and_then(|m| m.modified()).ok();
         tracing::info!(store = %root.display(), "first start after a boot: checking what was not synced");
         self.drop_unsynced_snapshots(mark)?;
+        self.drop_unsynced_mounts(mark)?;
         self.check_unsynced_blobs(mark)?;
         self.publish(root, "boot", self.inner.boot.as_bytes(), Sync::Yes)
     }

@@ -93,20 +93,25 @@ impl Upper {
     }
 
     /// Makes it the snapshot `id`; when there is one of that name already, that one stays.
-    pub(crate) fn publish(mut self, id: &SnapshotId, diff_id: Option<Digest>) -> Result<(), StoreError> {
+    pub(crate) fn publish(self, id: &SnapshotId, diff_id: Option<Digest>) -> Result<(), StoreError> {
         let meta = SnapshotMeta { version: META_VERSION, diff_id };
         self.remember("meta.json", &meta)?;
+        let to = self.store.snapshot_path(id);
+        self.move_to(&to)
+    }
+
+    /// Makes its directory, without the work directory, the one at `to`; when there is one already, that one stays.
+    pub(crate) fn move_to(mut self, to: &Path) -> Result<(), StoreError> {
         // Overlayfs leaves an empty directory in it, of mode 0.
         let dir = Root::open(&self.dir).map_err(StoreError::io("open", &self.dir))?;
         dir.remove_all(b"work").map_err(StoreError::io("remove", &self.work))?;
-        let to = self.store.snapshot_path(id);
-        self.store.inner.faults.step(Step::Rename).map_err(StoreError::io("publish", &to))?;
-        match std::fs::rename(&self.dir, &to) {
+        self.store.inner.faults.step(Step::Rename).map_err(StoreError::io("publish", to))?;
+        match std::fs::rename(&self.dir, to) {
             Ok(()) => {
                 self.published = true;
                 Ok(())
             }
-            Err(_) if self.store.has_snapshot(id) => Ok(()),
+            Err(_) if to.join("meta.json").exists() => Ok(()),
             Err(e) => Err(StoreError::io("publish", to)(e)),
         }
     }

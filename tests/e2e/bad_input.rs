@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 pub const TESTS: &[Test] = &[
     ("bad_input::a_broken_dockerfile", a_broken_dockerfile),
     ("bad_input::what_is_not_supported_is_refused_by_name", what_is_not_supported_is_refused_by_name),
+    ("bad_input::mounts_that_cannot_be", mounts_that_cannot_be),
     ("bad_input::an_unknown_base", an_unknown_base),
     ("bad_input::a_registry_that_is_down", a_registry_that_is_down),
     ("bad_input::a_registry_that_refuses_the_password", a_registry_that_refuses_the_password),
@@ -125,15 +126,15 @@ fn what_is_not_supported_is_refused_by_name(world: &World) -> Ended {
         "c",
         &[(
             "Dockerfile",
-            "FROM busybox\nRUN touch /ran\nRUN --mount=type=cache,target=/c true\nADD https://example.com/x /x\n",
+            "FROM busybox\nRUN touch /ran\nRUN --device=vendor.example/gpu true\nADD https://example.com/x /x\n",
         )],
     );
     assert_snapshot!(refused(&env, 2, || build(&env, &dir, &[])), @r#"
-    error[D0201]: RUN --mount=type=cache is not supported yet
+    error[D0201]: RUN --device is not supported yet
      --> Dockerfile:3:5
       |
-    3 | RUN --mount=type=cache,target=/c true
-      |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    3 | RUN --device=vendor.example/gpu true
+      |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^
 
     error[D0201]: ADD of the address "https://example.com/x" is not supported yet
      --> Dockerfile:4:5
@@ -142,6 +143,46 @@ fn what_is_not_supported_is_refused_by_name(world: &World) -> Ended {
       |     ^^^^^^^^^^^^^^^^^^^^^
 
     2 errors; nothing was run
+    "#);
+    Ok(())
+}
+
+fn mounts_that_cannot_be(world: &World) -> Ended {
+    let env = with_busybox(world);
+    let dir = context(
+        &env,
+        "c",
+        &[(
+            "Dockerfile",
+            "FROM busybox\nRUN touch /ran\nRUN --mount=type=cahce,target=/c true\nRUN --mount=type=bind,sharing=locked,target=/c true\nRUN --mount=type=tmpfs,traget=/c true\n",
+        )],
+    );
+    assert_snapshot!(refused(&env, 2, || build(&env, &dir, &[])), @r#"
+    error[D0004]: unknown mount type "cahce"
+     --> Dockerfile:3:5
+      |
+    3 | RUN --mount=type=cahce,target=/c true
+      |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+      |
+      = help: did you mean cache?
+
+    error[D0004]: invalid mount option "sharing"
+     --> Dockerfile:4:5
+      |
+    4 | RUN --mount=type=bind,sharing=locked,target=/c true
+      |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+      |
+      = help: this type of mount takes target, source, from, readonly, readwrite
+
+    error[D0004]: invalid mount option "traget"
+     --> Dockerfile:5:5
+      |
+    5 | RUN --mount=type=tmpfs,traget=/c true
+      |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+      |
+      = help: did you mean target?
+
+    3 errors; nothing was run
     "#);
     Ok(())
 }

@@ -48,7 +48,7 @@ pub fn build(env: &Env, dir: &Path, flags: &[&str]) -> Output {
 }
 
 /// The names of the nodes with an event of that kind, in order, from `--format json`.
-fn nodes(output: &Output, event: &str) -> Vec<String> {
+pub fn nodes(output: &Output, event: &str) -> Vec<String> {
     output
         .stdout
         .lines()

@@ -13,6 +13,7 @@ mod deploy_faults;
 mod fleet;
 mod kill;
 mod limits;
+mod mounts;
 mod network;
 mod oci;
 mod pipeline;
@@ -76,6 +77,7 @@ fn main() {
         bad_input::TESTS,
         kill::TESTS,
         limits::TESTS,
+        mounts::TESTS,
         network::TESTS,
         oci::TESTS,
         deploy::TESTS,

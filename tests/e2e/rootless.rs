@@ -16,6 +16,7 @@ use std::time::Duration;
 pub const TESTS: &[Test] = &[
     ("rootless::a_user_builds_what_root_builds", same_image),
     ("rootless::a_user_without_ids_is_told", without_ids),
+    ("rootless::a_user_has_mounts", mounts),
     ("rootless::a_pipeline_runs_and_keeps_its_runs", pipeline),
     ("rootless::ssh_runs_as_the_user_itself", ssh),
     ("rootless::a_private_network_by_pasta", by_pasta),
@@ -145,6 +146,35 @@ fn without_ids(world: &World) -> Ended {
     ann.own("b/Dockerfile", "FROM base/busybox:1\nUSER 1000\nRUN id -u\n");
     let said = ann.keelway(&["image", "build", "b"]).expect(1);
     assert!(said.stderr.contains("outside the sandbox, which has 1 ids"), "{}", said.stderr);
+    Ok(())
+}
+
+fn mounts(world: &World) -> Ended {
+    let leaks = Leaks::record();
+    let ann = Ann::new(world, true);
+    ann.load(Base::Busybox, "base/busybox:1");
+    let text = |command: &str| {
+        format!(
+            "FROM base/busybox:1 AS tools\nRUN mkdir /opt && echo tool > /opt/t\nFROM base/busybox:1\n\
+             RUN --mount=target=/ctx --mount=from=tools,source=/opt,target=/o,rw --mount=type=tmpfs,target=/m,size=64k \
+             --mount=type=cache,target=/c,uid=5 --mount=type=secret,id=s,required,uid=33 <<EOF\n\
+             set -e\ngrep tools /ctx/Dockerfile; cat /o/t; touch /o/new /m/x\n\
+             if touch /ctx/no 2>/dev/null; then exit 1; fi\n\
+             cat /run/secrets/s; stat -c '%u %a' /run/secrets/s\n{command}\nEOF\n\
+             RUN test ! -e /c -a ! -e /o -a ! -e /run\n"
+        )
+    };
+    ann.own("s", "her-own-secret\n");
+    ann.own("app/Dockerfile", &text("echo one > /c/log; chown 7:8 /c/log; stat -c '%u' /c"));
+    let args = ["image", "build", "--network", "none", "--secret", "id=s,src=s", "app"];
+    let out = ann.keelway(&args).expect(0);
+    for wanted in ["tool\n", "***\n", "33 400\n", "| 5\n"] {
+        assert!(out.stderr.contains(wanted), "{wanted:?} in {}", out.stderr);
+    }
+    ann.own("app/Dockerfile", &text("stat -c 'kept %u:%g' /c/log; cat /c/log"));
+    let out = ann.keelway(&args).expect(0);
+    assert!(out.stderr.contains("kept 7:8\n") && out.stderr.contains("| one\n"), "{}", out.stderr);
+    leaks.assert_none();
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use super::Context;
 use crate::args::{Format, Names, RunNetwork};
 use crate::machine::Machine;
 use crate::outcome::CommandError;
-use crate::{files, render, settings};
+use crate::{files, render, secret_args, settings};
 use keelway_engine::Failure;
 use keelway_model::plan::{BuildOp, Grant, Network};
 use keelway_model::{Bytes, Digest, ImageRef, Platform, SourceText, Tag};
@@ -31,6 +31,8 @@ pub struct BuildArgs {
     pub file: Option<PathBuf>,
     pub target: Option<String>,
     pub build_arg: Vec<String>,
+    pub secret: Vec<String>,
+    pub ssh: Vec<String>,
     pub network: RunNetwork,
     pub limits: crate::limit_args::LimitArgs,
 }
@@ -86,6 +88,8 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
         // Who gives it to every RUN gives it to one that asks, too.
         settings.allow.insert(Grant::HostNetwork);
     }
+    settings.secrets = secret_args::secrets(&args.secret)?;
+    settings.agents = secret_args::agents(&args.ssh)?;
     let tags = args.tag.iter().map(|t| reference(t)).collect::<Result<Vec<_>, _>>()?;
     if let Some(tag) = tags.iter().find(|t| t.digest.is_some()) {
         return Err(CommandError::usage(format!(

@@ -240,8 +240,20 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
             watch::watch(context, wanted, &names).await
         }
         Verb::Runs(verb) => runs::runs(context, verb),
-        Verb::Image(ImageVerb::Build { dir, tag, file, target, build_arg, network, limits, names }) => {
-            let build = image::BuildArgs { dir, tag, file, target, build_arg, network, limits: *limits };
+        Verb::Image(ImageVerb::Build {
+            dir,
+            tag,
+            file,
+            target,
+            build_arg,
+            secret,
+            ssh,
+            network,
+            limits,
+            names,
+        }) => {
+            let limits = *limits;
+            let build = image::BuildArgs { dir, tag, file, target, build_arg, secret, ssh, network, limits };
             image::build(context, build, &names).await
         }
         Verb::Image(ImageVerb::Pull { image, names }) => image::pull(context, &image, &names).await,

@@ -1,7 +1,7 @@
 //! What is valid in a Dockerfile and not executed yet: refused before anything runs, by line and name.
 
 use super::Located;
-use keelway_dockerfile::{Kind, MountKind, Run, Transfer, Word};
+use keelway_dockerfile::{Kind, Run, Transfer, Word};
 use keelway_model::plan::Grant;
 use keelway_model::{Diagnostics, Span};
 use std::collections::BTreeSet;
@@ -29,16 +29,6 @@ pub(super) fn unsupported(located: &Located, allow: &BTreeSet<Grant>, found: &mu
 }
 
 fn run_flags(run: &Run, no: &mut dyn FnMut(Span, String)) {
-    for mount in &run.mounts {
-        let kind = match mount.kind {
-            MountKind::Bind => "bind",
-            MountKind::Cache => "cache",
-            MountKind::Tmpfs => "tmpfs",
-            MountKind::Secret => "secret",
-            MountKind::Ssh => "ssh",
-        };
-        no(mount.span, format!("RUN --mount=type={kind}"));
-    }
     let known = |n: &&Word| matches!(n.text.as_str(), "default" | "none" | "host");
     if let Some(network) = run.network.as_ref().filter(|n| !known(n)) {
         no(network.span, format!("RUN --network={}", network.text));

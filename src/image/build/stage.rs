@@ -13,6 +13,7 @@ use keelway_model::{Diagnostic, Diagnostics, Digest, Hasher, ImageRef, NodeId, O
 use std::collections::{BTreeMap, HashMap};
 
 mod config;
+pub(super) mod mounts;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub(super) fn lower(build: &Build, pinned: &Bases, reached: &Reached) -> Result<
         bases: BTreeMap::new(),
         done: BTreeMap::new(),
         chains: BTreeMap::new(),
+        contexts: BTreeMap::new(),
         users: BTreeMap::from([(build.target, 1)]),
         budget: Budget::new(),
     };
@@ -86,6 +88,8 @@ struct Lower<'a> {
     done: BTreeMap<usize, State>,
     /// The ends of all stages, to copy from.
     chains: BTreeMap<usize, NodeId>,
+    /// Parts of the context that RUN instructions bind, by their paths.
+    contexts: BTreeMap<String, NodeId>,
     /// How many stages still have to stand on one; the result counts as one.
     users: BTreeMap<usize, usize>,
     budget: Budget,

@@ -3,9 +3,10 @@
 use super::*;
 use keelway_dockerfile::parse;
 use keelway_model::Digest;
+use keelway_model::mount::RunMount;
 use keelway_model::plan::{AssembleOp, CopyFrom, CopyOp, ExecOp, MkdirOp, Network, Op, Unpack};
 
-fn options() -> BuildOptions {
+pub(super) fn options() -> BuildOptions {
     BuildOptions {
         args: BTreeMap::new(),
         target: None,
@@ -17,7 +18,7 @@ fn options() -> BuildOptions {
     }
 }
 
-fn pinned(name: &str, change: impl FnOnce(&mut ImageConfig)) -> (ImageRef, PinnedBase) {
+pub(super) fn pinned(name: &str, change: impl FnOnce(&mut ImageConfig)) -> (ImageRef, PinnedBase) {
     let mut config = ImageConfig::scratch(options().platform);
     config.rootfs.diff_ids = vec![Digest::of(name.as_bytes())];
     config.config.env = vec!["PATH=/bin".into(), "BASE=1".into()];
@@ -26,11 +27,11 @@ fn pinned(name: &str, change: impl FnOnce(&mut ImageConfig)) -> (ImageRef, Pinne
     (name.parse().unwrap(), PinnedBase { descriptor, config })
 }
 
-fn bases() -> Bases {
+pub(super) fn bases() -> Bases {
     ["base", "a", "b", "c"].map(|n| pinned(n, |_| ())).into()
 }
 
-fn try_plan(text: &str, options: BuildOptions, bases: &Bases) -> Result<Plan, String> {
+pub(super) fn try_plan(text: &str, options: BuildOptions, bases: &Bases) -> Result<Plan, String> {
     let file = parse(&SourceText::new("Dockerfile", text)).map_err(|e| e.to_string())?;
     let build = Build::new(file, options).map_err(|e| e.to_string())?;
     let missing = build.bases(bases).map_err(|e| e.to_string())?;
@@ -39,19 +40,19 @@ fn try_plan(text: &str, options: BuildOptions, bases: &Bases) -> Result<Plan, St
     plan.check().unwrap();
     Ok(plan)
 }
-fn plan(text: &str) -> Plan {
+pub(super) fn plan(text: &str) -> Plan {
     try_plan(text, options(), &bases()).unwrap_or_else(|e| panic!("{text}\n{e}"))
 }
-fn refused(text: &str) -> String {
+pub(super) fn refused(text: &str) -> String {
     match try_plan(text, options(), &bases()) {
         Err(e) => e,
         Ok(_) => panic!("planned: {text}"),
     }
 }
-fn execs(plan: &Plan) -> Vec<&ExecOp> {
+pub(super) fn execs(plan: &Plan) -> Vec<&ExecOp> {
     plan.nodes.iter().filter_map(|n| if let Op::Exec(op) = &n.op { Some(op) } else { None }).collect()
 }
-fn copies(plan: &Plan) -> Vec<&CopyOp> {
+pub(super) fn copies(plan: &Plan) -> Vec<&CopyOp> {
     plan.nodes.iter().filter_map(|n| if let Op::Copy(op) = &n.op { Some(op) } else { None }).collect()
 }
 fn mkdirs(plan: &Plan) -> Vec<&MkdirOp> {
@@ -63,7 +64,7 @@ fn end(plan: &Plan) -> &AssembleOp {
         op => panic!("{op:?}"),
     }
 }
-fn names(plan: &Plan) -> Vec<&str> {
+pub(super) fn names(plan: &Plan) -> Vec<&str> {
     plan.nodes.iter().map(|n| n.name.as_str()).collect()
 }
 fn history(plan: &Plan) -> Vec<&str> {
@@ -75,7 +76,7 @@ fn env<'a>(op: &'a ExecOp, name: &str) -> Option<&'a str> {
 
 #[test]
 fn only_needed_stages_and_independent_ones_side_by_side() {
-    let text = "FROM a AS one\nRUN x\nFROM nowhere/at/all AS unused\nRUN --mount=type=cache,target=/c y\nFROM b AS two\nRUN z\nFROM scratch AS app\nCOPY --from=one /x /\nCOPY --from=2 /z /\n";
+    let text = "FROM a AS one\nRUN x\nFROM nowhere/at/all AS unused\nRUN --device=x y\nFROM b AS two\nRUN z\nFROM scratch AS app\nCOPY --from=one /x /\nCOPY --from=2 /z /\n";
     let plan = plan(text);
     assert_eq!(
         names(&plan),
@@ -212,7 +213,9 @@ fn commands_and_shells() {
     // BuildKit looks for #! in the body as written: a tab before it makes it shell text.
     assert_eq!(runs[1].argv[2], "#!/bin/py\np\n");
     let p = plan("FROM base\nRUN <<PY\n#!/bin/py\np\nPY\n");
-    assert_eq!(execs(&p)[0].scripts, [("/dev/pipes/PY".to_owned(), "#!/bin/py\np\n".to_owned())]);
+    let script =
+        RunMount::Script { target: "/dev/pipes/PY".to_owned(), content: "#!/bin/py\np\n".to_owned() };
+    assert_eq!(execs(&p)[0].mounts, [script]);
     assert_eq!(execs(&p)[0].argv[2], "/dev/pipes/PY");
     assert!(refused("FROM base\nRUN <<../x\n#!/bin/sh\n../x\n").contains("cannot be the name of a script"));
 }
@@ -315,9 +318,7 @@ fn the_machines_network_is_granted_and_never_taken() {
 }
 
 /// Valid lines that are refused, and how they are named.
-const REFUSED: [(&str, &str); 14] = [
-    ("RUN --mount=type=cache,target=/x y", "RUN --mount=type=cache"),
-    ("RUN --mount=from=base,target=/x y", "RUN --mount=type=bind"),
+const REFUSED: [(&str, &str); 12] = [
     ("RUN --network=web y", "RUN --network=web"),
     ("RUN --security=insecure y", "RUN --security=insecure"),
     ("RUN --device=x y", "RUN --device"),
@@ -347,9 +348,9 @@ fn what_is_not_there_yet_is_refused_by_line_and_name() {
     );
     plan("FROM --platform=linux/amd64 base\nRUN --network=default --security=sandbox x\n");
     plan("FROM base\nRUN --network=none x\nADD --unpack=false a.tar b\nADD --unpack a.tar b\n");
-    plan("FROM base\nONBUILD RUN --mount=type=cache,target=/x y\n");
+    plan("FROM base\nONBUILD RUN --device=x y\n");
     assert!(
-        refused("FROM base AS x\nONBUILD RUN --mount=type=cache,target=/x y\nFROM x\n").contains("2:13"),
+        refused("FROM base AS x\nONBUILD RUN --device=x y\nFROM x\n").contains("2:13"),
         "where it would run"
     );
 }
@@ -409,7 +410,7 @@ fn triggers_of_bases_run_first_and_reach_further() {
         (Some("1"), "/on", "late")
     );
     assert!(end(&plan).config.config.on_build.is_empty(), "triggers fire once");
-    for bad in ["ONBUILD RUN x", "FROM x", "NOPE", "RUN --mount=type=ssh x"] {
+    for bad in ["ONBUILD RUN x", "FROM x", "NOPE", "RUN --device=d x"] {
         let (image, base) = pinned("bad", |c| c.config.on_build = vec![bad.into()]);
         let e = try_plan("FROM bad\n", options(), &[(image, base)].into());
         assert!(e.is_err_and(|e| e.contains("ONBUILD 1 of docker.io/library/bad:latest:1:")), "{bad}");
@@ -464,8 +465,7 @@ fn an_image_is_known_by_where_it_is_asked_for() {
 
 #[test]
 fn a_file_with_errors_is_looked_through_for_others() {
-    let source =
-        SourceText::new("Dockerfile", "FROM base\nWORKDR /x\nRUN --mount=type=cache,target=/c true\n");
+    let source = SourceText::new("Dockerfile", "FROM base\nWORKDR /x\nRUN --device=x true\n");
     let (file, found) = keelway_dockerfile::parse_all(&source);
     let all = super::refused(&file, found, &Default::default());
     let codes: Vec<&str> = all.items.iter().map(|d| d.code.as_str()).collect();

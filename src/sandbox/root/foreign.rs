@@ -102,6 +102,7 @@ fn mount_points(spec: &Spec, how: &How<'_>, root: &OwnedFd, stubs: &mut Vec<Stub
             ),
             MountKind::Tmpfs { .. } => true,
             MountKind::File { .. } => false,
+            MountKind::Layers { .. } | MountKind::Beneath { .. } => return Err(not_here(&mount.target)),
         };
         targets.resolve(&mount.target, is_directory)?;
     }
@@ -161,9 +162,11 @@ fn made(spec: &Spec, how: &How<'_>, fs: &OwnedFd) -> Result<Vec<PathBuf>, SetupE
         let path = Path::new(PLACE).join(&name);
         match &mount.kind {
             MountKind::Bind { .. } => continue,
-            MountKind::File { content, mode } => {
-                file(fs, &name, content, *mode, how.ids.base).map_err(step("write a file of the sandbox"))?;
+            MountKind::File { content, mode, owner } => {
+                let owner = (how.ids.base + owner.0, how.ids.base + owner.1);
+                file(fs, &name, content, *mode, owner).map_err(step("write a file of the sandbox"))?;
             }
+            MountKind::Layers { .. } | MountKind::Beneath { .. } => return Err(not_here(&mount.target)),
             MountKind::Tmpfs { size, mode } => {
                 mkdirat(fs, name.as_str(), Mode::from_bits_truncate(0o711)).map_err(step("make a bundle"))?;
                 sys::own_files_as(how.ids.base).map_err(step("make files as the sandbox's root"))?;
@@ -178,7 +181,12 @@ fn made(spec: &Spec, how: &How<'_>, fs: &OwnedFd) -> Result<Vec<PathBuf>, SetupE
     Ok(paths)
 }
 
-fn file(fs: &OwnedFd, name: &str, content: &[u8], mode: u32, owner: u32) -> Result<(), Errno> {
+/// For what a spec that names a runtime cannot have: it is checked long before.
+fn not_here(target: &Path) -> SetupError {
+    mount_error("a part of another tree for another runtime", target)(Errno::ENOTSUP)
+}
+
+fn file(fs: &OwnedFd, name: &str, content: &[u8], mode: u32, owner: (u32, u32)) -> Result<(), Errno> {
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
     let mode = Mode::from_bits_truncate(mode & 0o777);
     let file = openat(fs, name, flags, mode)?;
@@ -186,7 +194,7 @@ fn file(fs: &OwnedFd, name: &str, content: &[u8], mode: u32, owner: u32) -> Resu
     while !rest.is_empty() {
         rest = &rest[write(&file, rest)?..];
     }
-    fchown(&file, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
+    fchown(&file, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))?;
     fchmod(&file, mode)
 }
 

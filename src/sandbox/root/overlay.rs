@@ -53,6 +53,11 @@ impl Scratch {
         Ok(Self(fs))
     }
 
+    /// A folder of it, for an overlay beside the root. It is detached with the whole.
+    pub(super) fn part(&self, name: &str) -> Result<Self, SetupError> {
+        self.make(name).map(Self)
+    }
+
     fn make(&self, name: &str) -> Result<OwnedFd, SetupError> {
         mkdirat(&self.0, name, Mode::from_bits_truncate(0o755)).map_err(step("make scratch directories"))?;
         openat(&self.0, name, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
@@ -158,15 +163,16 @@ pub(super) fn detached(root: &RootFs, scratch: Scratch, how: &How<'_>) -> Result
         scratch.detach()?;
         return Ok(tree);
     }
-    let sources = Sources::new(root, &scratch, how)?;
-    let mount = if how.legacy {
-        by_mount2(&sources, &scratch, how.rootless)?
-    } else {
-        by_fsconfig(&sources, how.rootless)?
-    };
+    let mount = on(root, &scratch, how)?;
     // The overlay holds views of its own. Nothing but the root may lie over the machine's: pivoting takes off one.
     scratch.detach()?;
     Ok(mount)
+}
+
+/// A root file system of layers, mounted nowhere yet.
+pub(super) fn on(root: &RootFs, scratch: &Scratch, how: &How<'_>) -> Result<OwnedFd, SetupError> {
+    let sources = Sources::new(root, scratch, how)?;
+    if how.legacy { by_mount2(&sources, scratch, how.rootless) } else { by_fsconfig(&sources, how.rootless) }
 }
 
 /// Does this kernel's overlayfs lack `lowerdir+`? Before 6.5 it takes any option, and complains in the machine's log when

@@ -25,7 +25,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 fn file(target: &str, content: &str) -> Mount {
-    let kind = MountKind::File { content: content.into(), mode: 0o644 };
+    let kind = MountKind::File { content: content.into(), mode: 0o644, owner: (0, 0) };
     Mount { target: target.into(), kind }
 }
 
@@ -90,7 +90,7 @@ fn mounts() -> Result<(), Failed> {
         bind("/out", host.clone(), Access::ReadWrite),
         Mount {
             target: "/etc/one".into(),
-            kind: MountKind::File { content: b"content\n".to_vec(), mode: 0o400 },
+            kind: MountKind::File { content: b"content\n".to_vec(), mode: 0o400, owner: (0, 0) },
         },
         Mount { target: "/small".into(), kind: MountKind::Tmpfs { size: Bytes(16384), mode: 0o755 } },
         bind("/deep/er/file", host.join("given"), Access::ReadOnly),

@@ -29,7 +29,7 @@ pub fn under_runc(mut spec: Spec) -> Spec {
 }
 
 fn file(target: &str, content: &str, mode: u32) -> Mount {
-    Mount { target: target.into(), kind: MountKind::File { content: content.into(), mode } }
+    Mount { target: target.into(), kind: MountKind::File { content: content.into(), mode, owner: (0, 0) } }
 }
 
 fn same_spec() -> Result<(), Failed> {

@@ -31,7 +31,10 @@ fn with_layer(script: &str, make: impl FnOnce(&Path)) -> Spec {
 }
 
 fn content(target: &str) -> Mount {
-    Mount { target: target.into(), kind: MountKind::File { content: b"ours\n".to_vec(), mode: 0o644 } }
+    Mount {
+        target: target.into(),
+        kind: MountKind::File { content: b"ours\n".to_vec(), mode: 0o644, owner: (0, 0) },
+    }
 }
 
 fn sentinel() -> PathBuf {

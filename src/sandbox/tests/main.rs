@@ -18,6 +18,7 @@ mod probe;
 mod process;
 mod rootless;
 mod terminals;
+mod trees;
 mod users;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -49,6 +50,7 @@ fn main() -> std::process::ExitCode {
         rootless::TESTS,
         joined::TESTS,
         terminals::TESTS,
+        trees::TESTS,
     ]
     .concat();
     let trials = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();

@@ -63,7 +63,7 @@ fn files() -> Result<(), Failed> {
     spec.caps = CapProfile::Build;
     spec.mounts = vec![Mount {
         target: "/etc/own".into(),
-        kind: MountKind::File { content: b"x".to_vec(), mode: 0o600 },
+        kind: MountKind::File { content: b"x".to_vec(), mode: 0o600, owner: (0, 0) },
     }];
     spec.root = over(vec![busybox(), lower.clone()]);
     let expected =

@@ -1,10 +1,12 @@
 //! The instructions that make layers: `RUN`, `COPY`, `ADD`, `WORKDIR`.
 
+use super::mounts::Mounted;
 use super::{From, Layer, Lower, Planned, SCRIPTS, State, Step, absolute, argv};
 use crate::build::refuse::is_address;
 use crate::build::scope::is_proxy;
 use crate::user;
 use keelway_dockerfile::{Command, Run, Transfer, Word, expand_heredoc};
+use keelway_model::mount::RunMount;
 use keelway_model::oci::DEFAULT_PATH;
 use keelway_model::plan::{CopyFrom, CopyOp, ExecOp, MkdirOp, Network, Unpack, UserSpec};
 use keelway_model::{NodeId, Op};
@@ -42,7 +44,7 @@ impl Lower<'_> {
                     if only.name.contains('/') || only.name == "." || only.name == ".." {
                         return Err(step.refuse(format!("{:?} cannot be the name of a script", only.name)));
                     }
-                    scripts.push((path.clone(), body));
+                    scripts.push(RunMount::Script { target: path.clone(), content: body });
                     path
                 } else {
                     body
@@ -56,6 +58,10 @@ impl Lower<'_> {
                 Command::Shell(Word { text: format!("{}{bodies}", word.text), span: word.span })
             }
         };
+        let mut mounted = Mounted::new(state.chain, scripts);
+        for mount in &run.mounts {
+            self.mount(state, step, mount, &mut mounted)?;
+        }
         let argv = argv(state, &command);
         let config = &state.config.config;
         let more = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -88,11 +94,11 @@ impl Lower<'_> {
                 .unwrap_or_else(|| "/".to_owned()),
             user: UserSpec(state.config.config.user.clone().unwrap_or_default()),
             network,
-            scripts,
+            mounts: mounted.mounts,
             limits: self.build.options.limits.clone(),
             identity: self.identity(step, 0),
         };
-        state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Exec(op));
+        state.chain = self.plan.add(step.name.clone(), mounted.needs, Op::Exec(op));
         self.record(state, step, created_by, Layer::One)
     }
 
@@ -203,7 +209,7 @@ impl Lower<'_> {
     }
 
     /// The node that `--from` names; `None` where it is a stage that could not be planned.
-    fn origin(&mut self, step: &Step<'_>, word: &Word) -> Planned<Option<NodeId>> {
+    pub(super) fn origin(&mut self, step: &Step<'_>, word: &Word) -> Planned<Option<NodeId>> {
         let source = self.build.source_of(step.stage, word).map_err(|e| step.error("D0203", word, e))?;
         Ok(match &source {
             From::Stage(index) => self.chains.get(index).copied(),
