@@ -35,14 +35,14 @@ pub struct BoxName(String);
 /// A text that cannot name a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} cannot name a cgroup: components of 1 to 63 letters, digits, '-', '_' and '.', not starting with '.'"
+    "{text:?} cannot name a cgroup: components of 1 to 200 letters, digits, '-', '_' and '.', not starting with '.'"
 )]
 pub struct NameError {
     text: String,
 }
 
 fn component(s: &str) -> bool {
-    (1..=63).contains(&s.len())
+    (1..=200).contains(&s.len())
         && !s.starts_with('.')
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }

@@ -282,6 +282,10 @@ fn mounts(all: &Value, bundle: &Path, spec: &mut Spec, warnings: &mut Vec<String
             ("sysfs", "/sys") if has("ro") => {}
             ("sysfs", "/sys") => return unsupported(what(), "it is read-only: say so with \"ro\""),
             ("tmpfs", "/dev/shm") => shm = size(&options),
+            // podman's, which its pods may share.
+            ("bind", "/dev/shm") => {
+                warnings.push("/dev/shm is the container's own: the engine's is left out".into());
+            }
             ("cgroup" | "cgroup2", "/sys/fs/cgroup") => {
                 warnings.push("/sys/fs/cgroup is left out: a container sees no cgroups here".into());
             }
@@ -546,6 +550,19 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_stricter_and_harms_nobody_is_said() {
+        use serde_json::json;
+        let mut config = config();
+        config["mounts"].as_array_mut().unwrap().extend([
+            json!({ "destination": "/dev/shm", "type": "bind", "source": "x", "options": ["bind", "noexec"] }),
+            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup2", "source": "cgroup2" }),
+        ]);
+        config["linux"]["sysctl"] = json!({ "net.ipv4.ping_group_range": "0 0" });
+        let read = read(&config).unwrap();
+        assert_eq!((read.warnings.len(), read.spec.mounts), (3, vec![]), "{:?}", read.warnings);
     }
 
     #[test]

@@ -271,7 +271,7 @@ fn failed_creation_leaves_nothing() {
 
 #[test]
 fn names_stay_below_their_parent() {
-    for bad in ["", "/", "..", "a/../b", "a//b", "/a", "a/", ".hidden", "a b", "a\n", &"x".repeat(64)] {
+    for bad in ["", "/", "..", "a/../b", "a//b", "/a", "a/", ".hidden", "a b", "a\n", &"x".repeat(201)] {
         assert!(bad.parse::<ParentName>().is_err(), "{bad:?}");
     }
     assert!("a/b".parse::<BoxName>().is_err());

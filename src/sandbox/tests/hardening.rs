@@ -113,7 +113,7 @@ fn linked_target() -> Spec {
     symlink("../../../../../../etc/hostname", layer.join("etc/resolv.conf")).unwrap();
     let mut spec = sh("cat /etc/resolv.conf; cat /etc/hostname");
     spec.root = over(vec![busybox(), layer]);
-    let kind = MountKind::File { content: b"ours\n".to_vec(), mode: 0o644 };
+    let kind = MountKind::File { content: b"ours\n".to_vec(), mode: 0o644, owner: (0, 0) };
     spec.mounts = vec![Mount { target: "/etc/resolv.conf".into(), kind }];
     spec
 }
