@@ -192,7 +192,11 @@ struct Output {
 
 impl Output {
     fn new(spec: &Spec, handle: Handle, mut hidden: Vec<Redacted<String>>) -> Self {
-        hidden.sort_by_key(|h| std::cmp::Reverse(h.reveal().len()));
+        hidden.sort_by(|a, b| {
+            let (a, b) = (a.reveal(), b.reveal());
+            b.len().cmp(&a.len()).then_with(|| a.cmp(b))
+        });
+        hidden.dedup();
         let limit = spec.limits.log.unwrap_or(DEFAULT_LOG);
         Self { limit, printed: AtomicU64::new(0), handle, hidden }
     }

@@ -151,7 +151,7 @@ impl Maker<'_> {
                     return match required {
                         false => Ok(None),
                         true => Err(usage(format!(
-                            "the ssh agent {id:?} is required here and was not given: give it with --ssh {id}[=SOCKET]"
+                            "the ssh agent {id:?} is required here and was not given: give it with `keelway image build --ssh {id}[=SOCKET]`"
                         ))),
                     };
                 };
@@ -194,7 +194,7 @@ impl Maker<'_> {
                 let near = keelway_dockerfile::nearest(id, &names);
                 let near = near.map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
                 Err(usage(format!(
-                    "the secret {id:?} is required here and was not given: give it with --secret id={id},src=FILE{near}"
+                    "the secret {id:?} is required here and was not given: give it with `keelway image build --secret id={id},src=FILE`{near}"
                 )))
             }
         }

@@ -3,11 +3,11 @@
 use crate::build::{build, context, nodes, with_busybox};
 use crate::pipeline::{commit, git};
 use crate::{Ended, Test, World};
-use keelway_tests::env::Env;
+use keelway_tests::env::{Env, Leaks};
 use keelway_tests::rig::wait_for;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// The tests of this file.
@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("mounts::a_run_is_keyed_by_what_it_can_see", a_run_is_keyed_by_what_it_can_see),
     ("mounts::a_cache_outlives_its_build", a_cache_outlives_its_build),
     ("mounts::caches_are_shared_as_they_say", caches_are_shared_as_they_say),
+    ("mounts::a_killed_build_frees_its_cache", a_killed_build_frees_its_cache),
     ("mounts::a_secret_is_nowhere_afterwards", a_secret_is_nowhere_afterwards),
     ("mounts::an_agent_signs_and_keeps_its_keys", an_agent_signs_and_keeps_its_keys),
     ("mounts::another_runtime_has_files_and_secrets_only", another_runtime_has_files_and_secrets_only),
@@ -168,6 +169,30 @@ fn caches_are_shared_as_they_say(world: &World) -> Ended {
     Ok(())
 }
 
+fn a_killed_build_frees_its_cache(world: &World) -> Ended {
+    let leaks = Leaks::record();
+    let env = with_busybox(world);
+    let text = |command: &str| {
+        format!("FROM busybox\nRUN --mount=type=cache,id=k,target=/c,sharing=locked {command}\n")
+    };
+    let dir = context(&env, "c", &[("Dockerfile", &text("echo it-began > /c/began; sleep 600"))]);
+    let mut command = env.command(&world.keelway);
+    command.args(["image", "build", "--network", "none"]).arg(&dir);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut builder = Ending(command.spawn().expect("the binary starts"));
+    let caches = env.store().join("store/mounts");
+    let began = || caches.is_dir() && !holders(&caches, b"it-began\n").is_empty();
+    wait_for(Duration::from_secs(60), "the first build", began).expect("it writes to its cache");
+    builder.0.kill().expect("it can be killed");
+    builder.0.wait().expect("it is dead");
+    // It has the lock as soon as nobody is left of the other.
+    dockerfile(&dir, &text("cat /c/began"));
+    let out = build(&env, &dir, &OFFLINE).expect(0);
+    assert!(out.stderr.contains("it-began\n"), "{}", out.stderr);
+    leaks.assert_none();
+    Ok(())
+}
+
 fn a_secret_is_nowhere_afterwards(world: &World) -> Ended {
     let text = "FROM busybox\nUSER 5:6\n\
         RUN --mount=type=secret,id=file,required,uid=5 --mount=type=secret,id=var,env=TOKEN --mount=type=secret,id=var,target=/s,mode=0444 \
@@ -204,7 +229,7 @@ fn a_secret_is_nowhere_afterwards(world: &World) -> Ended {
     let env = with_busybox(world).with_var("fiel", "1");
     let dir = context(&env, "c", &[("Dockerfile", text)]);
     let out = build(&env, &dir, &["--network", "none", "--secret", "id=fiel"]).expect(2);
-    let wanted = "the secret \"file\" is required here and was not given: give it with --secret id=file,src=FILE; did you mean \"fiel\"?";
+    let wanted = "the secret \"file\" is required here and was not given: give it with `keelway image build --secret id=file,src=FILE`; did you mean \"fiel\"?";
     assert!(out.stderr.contains(wanted), "{}", out.stderr);
     Ok(())
 }
@@ -238,7 +263,7 @@ fn an_agent_signs_and_keeps_its_keys(world: &World) -> Ended {
         env.command("ssh-agent")
             .args(["-D", "-a"])
             .arg(&socket)
-            .stdout(std::process::Stdio::null())
+            .stdout(Stdio::null())
             .spawn()
             .expect("it starts"),
     );
@@ -272,7 +297,7 @@ fn an_agent_signs_and_keeps_its_keys(world: &World) -> Ended {
     let out = build(&again, &dir, &OFFLINE).expect(2);
     assert!(
         out.stderr.contains(
-            "the ssh agent \"default\" is required here and was not given: give it with --ssh default"
+            "the ssh agent \"default\" is required here and was not given: give it with `keelway image build --ssh default"
         ),
         "{}",
         out.stderr
