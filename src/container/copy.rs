@@ -15,7 +15,6 @@ use keelway_sandbox::{
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::thread::JoinHandle;
 use tokio::sync::mpsc;
 
@@ -123,7 +122,7 @@ fn over_its_files(post: &Post, entry: &Entry, work: Work, stdio: [OwnedFd; 3]) -
         .ok_or_else(|| CopyError::Start("the container has just been started: try again".into()))?;
     let store = keeping::open_store(&post.state).map_err(start)?;
     let image = Image::prepare(&store, record.digest).map_err(start)?;
-    let lowers: Vec<PathBuf> = image.chain.iter().map(|id| store.snapshot_dir(id)).collect();
+    let lowers = store.lowers(&image.chain);
     let work_dir = files.work();
     let own = || io::Error::other("no name");
     let name = work_dir.file_name().ok_or_else(own).map_err(CopyError::Here)?.as_encoded_bytes();

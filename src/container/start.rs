@@ -18,7 +18,7 @@ use keelway_store::{Store, Upper};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -128,7 +128,7 @@ pub(crate) fn start(
 
 /// The root file system, and the layer that goes when the container has ended.
 fn root(store: &Store, settings: &Settings) -> Result<(RootFs, Option<Upper>), StartError> {
-    let lowers: Vec<PathBuf> = settings.image.chain.iter().map(|id| store.snapshot_dir(id)).collect();
+    let lowers = store.lowers(&settings.image.chain);
     if settings.shape.read_only && !lowers.is_empty() {
         return Ok((RootFs::ReadOnly { lowers }, None));
     }

@@ -44,6 +44,17 @@ pub enum IgnoreError {
     },
 }
 
+impl IgnoreError {
+    /// The same about a pattern that is no line of a file.
+    pub fn of_one_pattern(&self) -> String {
+        let said = self.to_string();
+        match self {
+            Self::TooLarge => said,
+            _ => said.split_once(": ").map_or(said.clone(), |(_, rest)| rest.to_owned()),
+        }
+    }
+}
+
 /// What of a directory is in the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coverage {

@@ -119,7 +119,7 @@ impl Shared {
     /// Where a node's kind of work queues.
     pub fn lane(&self, op: &Op) -> &Semaphore {
         match op {
-            Op::Exec(_) | Op::Copy(_) | Op::Mkdir(_) | Op::Assemble(_) => &self.work,
+            Op::Exec(_) | Op::Copy(_) | Op::Link | Op::Mkdir(_) | Op::Assemble(_) => &self.work,
             Op::Steps(_) => &self.steps,
             Op::Build(_) | Op::Base(_) | Op::Push(_) | Op::Deploy(_) => &self.outside,
         }

@@ -12,7 +12,7 @@ pub(crate) const MAX_JSON: u64 = 4 << 20;
 /// are unpacked side by side, at most four at a time.
 pub fn unpack(store: &Store, op: &BaseOp) -> Result<Chain, StepError> {
     let Some(descriptor) = &op.manifest else {
-        return Ok(Chain { snapshots: Vec::new(), key: chain_key(&[]) });
+        return Ok(empty());
     };
     let manifest = manifest(store, descriptor)?;
     let diff_ids = &op.config.rootfs.diff_ids;
@@ -68,4 +68,16 @@ pub fn extend(below: &Chain, upper: Upper, key: &CacheKey) -> Result<Chain, Step
     let mut h = Hasher::new();
     h.field(b"keelway step chain").field(key.digest.as_bytes());
     Ok(Chain { snapshots, key: h.finish() })
+}
+
+/// Puts what was made on its own on top of a chain: `COPY --link`.
+pub fn link(below: &Chain, linked: &Chain) -> Chain {
+    let mut h = Hasher::new();
+    h.field(b"keelway link chain").field(below.key.as_bytes()).field(linked.key.as_bytes());
+    Chain { snapshots: [&below.snapshots[..], &linked.snapshots].concat(), key: h.finish() }
+}
+
+/// The empty root.
+pub(crate) fn empty() -> Chain {
+    Chain { snapshots: Vec::new(), key: chain_key(&[]) }
 }

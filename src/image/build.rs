@@ -5,7 +5,7 @@
 //! and may reach further stages and images: so what a build needs is a walk that is repeated whenever
 //! another base is pinned.
 
-use crate::select::Source;
+use crate::select::{Source, Wanted};
 use keelway_dockerfile::{
     Dockerfile, Ignore, Instruction, Kind, MAX_ERRORS, MAX_INSTRUCTIONS, Mount, MountKind, Stage, Word,
     expand, parse_trigger,
@@ -182,11 +182,15 @@ impl Build {
         let Ok(reached) = self.walk(&Bases::new()) else { return found };
         let source = Source::context(context, ignore);
         for located in reached.stages.values().flat_map(|(_, l)| l) {
+            let kind = &located.instruction.kind;
+            let parents = matches!(kind, Kind::Copy(t) if t.parents.is_some());
+            let exclude = Ignore::default();
             for word in of_the_context(&located.instruction) {
                 if word.text.contains(['$', '"', '\'', '\\']) {
                     continue;
                 }
-                if let Err(e) = source.select_all(std::slice::from_ref(&word.text)) {
+                let wanted = Wanted { sources: std::slice::from_ref(&word.text), parents, exclude: &exclude };
+                if let Err(e) = source.select_all(&wanted) {
                     found.push(located.error("D0213", word.span, e.to_string()));
                 }
             }

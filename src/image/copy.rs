@@ -4,30 +4,34 @@
 //! on nothing is followed: a directory may not be copied onto a link or file, a file not onto a directory.
 //! A directory that exists keeps its own mode and owner where it is the destination itself, and takes those of
 //! the source where it is inside a copied directory, as in BuildKit.
+//!
+//! A link (`--link`) is copied into an empty root: it follows nothing of the chain, its key knows nothing of it, and
+//! the directories on its way have mode 0755 in it, as in BuildKit.
 
 use crate::error::StepError;
 use crate::key::KeyContext;
-use crate::select::{Selected, Source};
+use crate::select::{Selected, Source, Wanted, exclude};
 use crate::user;
 use crate::writer::{Meta, Writer, inside};
+use keelway_dockerfile::Ignore;
 use keelway_model::plan::{Chain, CopyFrom, CopyOp, Unpack};
 use keelway_model::{Output, TreeEntry, TreeKind, TreePath};
-use keelway_store::{Upper, Verdict, View};
+use keelway_store::{Store, Upper, Verdict};
 
 /// Entries that one step looks at, at most: a git tree that names one folder again and again is small and has no
 /// end (S10).
 const MAX_ENTRIES: u64 = if cfg!(test) { 2_000 } else { 2_000_000 };
 
 pub(crate) mod archive;
+mod codec;
 #[cfg(test)]
 mod tests;
 
 /// Copies into a new layer over the chain of input 0; the caller freezes it ([`crate::extend`]).
 pub fn run(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Upper, StepError> {
-    let below = chain(inputs, 0, "copy")?;
-    let view = cx.store.view(&below.snapshots)?;
+    let view = cx.store.view(&below(op, inputs)?.snapshots)?;
     let upper = cx.store.begin()?;
-    let owner = owner(op, &view)?;
+    let owner = owner(op, inputs, cx.store)?;
     let dest = view.resolve(&inside(&op.dest, "destination")?)?;
     let mut writer = Writer::new(upper.root()?, view, owner);
     let names_directory = op.dest.ends_with('/') || writer.is_directory(&dest)?;
@@ -36,7 +40,7 @@ pub fn run(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Upper,
             for (name, content) in files {
                 let to = target(&dest, name.as_bytes(), names_directory)?;
                 let meta = Meta {
-                    mode: op.chmod.unwrap_or(0o644),
+                    mode: op.chmod.as_ref().map_or(0o644, |m| m.apply(0o644, false)),
                     owner: owner.unwrap_or((0, 0)),
                     xattrs: Vec::new(),
                 };
@@ -46,16 +50,25 @@ pub fn run(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Upper,
         }
         CopyFrom::Context => {
             let source = Source::context(cx.context, cx.ignore);
-            Copy { op, source, owner: Some(owner.unwrap_or((0, 0))), writer: &mut writer, entries: 0 }
-                .all(&dest, names_directory)?;
+            Copy::new(op, source, Some(owner.unwrap_or((0, 0))), &mut writer)?.all(&dest, names_directory)?;
         }
         CopyFrom::Stage => {
-            let other = cx.store.view(&chain(inputs, 1, "copy")?.snapshots)?;
+            let other = cx.store.view(&source(op, inputs)?.snapshots)?;
             let source = Source::chain(&other);
-            Copy { op, source, owner, writer: &mut writer, entries: 0 }.all(&dest, names_directory)?;
+            Copy::new(op, source, owner, &mut writer)?.all(&dest, names_directory)?;
         }
     }
     Ok(upper)
+}
+
+/// What a copy goes into: a link's root is empty.
+pub fn below(op: &CopyOp, inputs: &[Output]) -> Result<Chain, StepError> {
+    if op.link { Ok(crate::base::empty()) } else { chain(inputs, 0, "copy").cloned() }
+}
+
+/// The chain that is copied from, with [`CopyFrom::Stage`].
+pub(crate) fn source<'a>(op: &CopyOp, inputs: &'a [Output]) -> Result<&'a Chain, StepError> {
+    chain(inputs, usize::from(!op.link), "copy")
 }
 
 /// The chain among the inputs of a node.
@@ -68,9 +81,19 @@ pub(crate) fn chain<'a>(inputs: &'a [Output], at: usize, op: &'static str) -> Re
     }
 }
 
-/// `--chown` in numbers, by the files of the chain that is copied into.
-pub(crate) fn owner(op: &CopyOp, view: &View) -> Result<Option<(u32, u32)>, StepError> {
-    op.chown.as_ref().map(|spec| user::resolve_owner(view, spec)).transpose().map_err(StepError::User)
+/// `--chown` in numbers. Names are looked up in what the copy stands on, of a link too: that is its last input then.
+pub(crate) fn owner(op: &CopyOp, inputs: &[Output], store: &Store) -> Result<Option<(u32, u32)>, StepError> {
+    let Some(spec) = &op.chown else { return Ok(None) };
+    let at = match op.link {
+        true => usize::from(op.from == CopyFrom::Stage),
+        false => 0,
+    };
+    let known = if user::is_by_name(spec) {
+        store.view(&chain(inputs, at, "copy")?.snapshots)?
+    } else {
+        store.view(&[])?
+    };
+    Ok(Some(user::resolve_owner(&known, spec)?))
 }
 
 fn target(dest: &TreePath, name: &[u8], names_directory: bool) -> Result<TreePath, StepError> {
@@ -84,17 +107,31 @@ fn target(dest: &TreePath, name: &[u8], names_directory: bool) -> Result<TreePat
 
 struct Copy<'a, 'w> {
     op: &'a CopyOp,
+    exclude: Ignore,
     source: Source<'a>,
     /// Owner of everything copied; `None` keeps each one's own.
     owner: Option<(u32, u32)>,
     writer: &'w mut Writer,
     /// Looked at so far.
     entries: u64,
+    /// Directories that are only there for what may come beneath them, from the top down.
+    pending: Vec<(TreePath, Meta)>,
 }
 
-impl Copy<'_, '_> {
+impl<'a, 'w> Copy<'a, 'w> {
+    fn new(
+        op: &'a CopyOp,
+        source: Source<'a>,
+        owner: Option<(u32, u32)>,
+        writer: &'w mut Writer,
+    ) -> Result<Self, StepError> {
+        let exclude = exclude(&op.exclude)?;
+        Ok(Self { op, exclude, source, owner, writer, entries: 0, pending: Vec::new() })
+    }
+
     fn all(&mut self, dest: &TreePath, names_directory: bool) -> Result<(), StepError> {
-        let selected = self.source.select_all(&self.op.sources)?;
+        let wanted = Wanted { sources: &self.op.sources, parents: self.op.parents, exclude: &self.exclude };
+        let selected = self.source.select_all(&wanted)?;
         let files = selected.iter().filter(|s| s.entry.kind != TreeKind::Directory).count();
         if files > 1 && !names_directory {
             let message =
@@ -111,10 +148,11 @@ impl Copy<'_, '_> {
         if one.entry.kind == TreeKind::Directory {
             self.writer.parents(dest)?;
             let made = self.writer.directory(dest)?;
-            if made {
+            // A starting point gives its paths, not itself.
+            if made && one.beneath.is_none() {
                 self.writer.set(dest, &self.meta(&one.entry))?;
             }
-            return self.contents(&one.path, dest, 0);
+            return self.contents(one, &one.path, dest, 0);
         }
         if self.op.unpack == Unpack::Archives && self.unpacked(one, dest)? {
             return Ok(());
@@ -140,28 +178,51 @@ impl Copy<'_, '_> {
 
     fn meta(&self, entry: &TreeEntry) -> Meta {
         Meta {
-            mode: self.op.chmod.unwrap_or(entry.mode),
+            mode: match &self.op.chmod {
+                Some(chmod) => chmod.apply(entry.mode, entry.kind == TreeKind::Directory),
+                None => entry.mode,
+            },
             owner: self.owner.unwrap_or((entry.uid, entry.gid)),
             xattrs: entry.xattrs.clone(),
         }
     }
 
-    fn contents(&mut self, from: &TreePath, to: &TreePath, depth: usize) -> Result<(), StepError> {
+    fn contents(
+        &mut self,
+        one: &Selected,
+        from: &TreePath,
+        to: &TreePath,
+        depth: usize,
+    ) -> Result<(), StepError> {
         // As deep as the content key goes.
         if depth > 256 {
             return Err(StepError::Refused(format!("{from} is nested more than 256 directories deep")));
         }
         for entry in self.list(from)? {
             let (Some(path), Some(target)) = (from.join(&entry.name), to.join(&entry.name)) else { continue };
-            match self.source.verdict(&path, &entry) {
+            let directory = entry.kind == TreeKind::Directory;
+            match self.source.verdict(one, &self.exclude, &path, &entry) {
                 Verdict::Skip => {}
-                Verdict::OnlyBeneath if !self.holds_anything(&path, depth)? => {}
-                _ if entry.kind == TreeKind::Directory => {
-                    self.writer.directory(&target)?;
-                    self.writer.set(&target, &self.meta(&entry))?;
-                    self.contents(&path, &target, depth + 1)?;
+                Verdict::OnlyBeneath if !directory => {}
+                Verdict::OnlyBeneath => {
+                    let known = self.pending.len();
+                    self.pending.push((target.clone(), self.meta(&entry)));
+                    self.contents(one, &path, &target, depth + 1)?;
+                    self.pending.truncate(known);
                 }
-                _ => self.leaf(&path, &entry, &target)?,
+                Verdict::Whole | Verdict::Partly => {
+                    for (dir, meta) in std::mem::take(&mut self.pending) {
+                        self.writer.directory(&dir)?;
+                        self.writer.set(&dir, &meta)?;
+                    }
+                    if directory {
+                        self.writer.directory(&target)?;
+                        self.writer.set(&target, &self.meta(&entry))?;
+                        self.contents(one, &path, &target, depth + 1)?;
+                    } else {
+                        self.leaf(&path, &entry, &target)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -175,25 +236,6 @@ impl Copy<'_, '_> {
             return Err(StepError::Refused(message));
         }
         Ok(entries)
-    }
-
-    /// Whether something beneath a directory that is left out was taken back in.
-    fn holds_anything(&mut self, dir: &TreePath, depth: usize) -> Result<bool, StepError> {
-        if depth > 256 {
-            return Ok(false);
-        }
-        for entry in self.list(dir)? {
-            let Some(path) = dir.join(&entry.name) else { continue };
-            let holds = match self.source.verdict(&path, &entry) {
-                Verdict::Skip => false,
-                Verdict::OnlyBeneath => self.holds_anything(&path, depth + 1)?,
-                Verdict::Whole | Verdict::Partly => true,
-            };
-            if holds {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     fn leaf(&mut self, path: &TreePath, entry: &TreeEntry, to: &TreePath) -> Result<(), StepError> {

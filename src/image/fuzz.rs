@@ -8,6 +8,13 @@ pub fn fuzz_archive_head(data: &[u8]) {
     let _ = crate::copy::archive::detect(&mut &data[..], &TreePath::root());
 }
 
+/// `--chmod`: what is taken gives modes and nothing else.
+pub fn fuzz_chmod(data: &[u8]) {
+    if let Ok(chmod) = String::from_utf8_lossy(data).parse::<keelway_model::Chmod>() {
+        assert!(chmod.apply(0o644, false) <= 0o7777 && chmod.apply(0o7777, true) <= 0o7777);
+    }
+}
+
 /// /etc/passwd, /etc/group and user specifications.
 pub fn fuzz_users(data: &[u8]) {
     crate::user::read_any(data);
@@ -22,7 +29,11 @@ mod tests {
         #[test]
         fn nothing_panics(data in prop::collection::vec(any::<u8>(), 0..1200), text in "[a-z0-9:,\\-\n]{0,80}") {
             super::fuzz_archive_head(&data);
-            super::fuzz_archive_head(&[&b"\x1f\x8b\x08\0"[..], &data].concat());
+            for magic in [&b"\x1f\x8b\x08\0"[..], b"BZh9", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"] {
+                super::fuzz_archive_head(&[magic, &data].concat());
+            }
+            super::fuzz_chmod(text.as_bytes());
+            super::fuzz_chmod(&data);
             super::fuzz_users(&data);
             super::fuzz_users(text.as_bytes());
         }

@@ -4,9 +4,9 @@
 //! it holds the content of what is selected with the mode and owner that it will have; the source path only
 //! counts where it gives a file its name. Limits and undeclared proxies are no part of any key.
 
-use crate::copy::{chain, owner};
+use crate::copy::{self, chain, owner};
 use crate::error::StepError;
-use crate::select::Source;
+use crate::select::{Source, Wanted, exclude};
 use crate::writer::inside;
 use keelway_dockerfile::Ignore;
 use keelway_model::mount::{FileAccess, RunMount};
@@ -24,14 +24,20 @@ pub struct KeyContext<'a> {
     pub ignore: &'a Ignore,
 }
 
-/// The key of a step; `None` for ops without one (`Base`, `Assemble`, and all ops of a pipeline).
+/// The key of a step; `None` for ops without one (`Base`, `Link`, `Assemble`, and all ops of a pipeline).
 /// `inputs` are the outputs of the node's needs, in order.
 pub fn key(op: &Op, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Option<CacheKey>, StepError> {
     match op {
         Op::Exec(op) => exec(op, inputs, cx).map(Some),
         Op::Mkdir(op) => Ok(Some(mkdir(op, chain(inputs, 0, "mkdir")?))),
-        Op::Copy(op) => copy(op, inputs, cx).map(Some),
-        Op::Base(_) | Op::Assemble(_) | Op::Build(_) | Op::Steps(_) | Op::Push(_) | Op::Deploy(_) => Ok(None),
+        Op::Copy(op) => copied(op, inputs, cx).map(Some),
+        Op::Base(_)
+        | Op::Link
+        | Op::Assemble(_)
+        | Op::Build(_)
+        | Op::Steps(_)
+        | Op::Push(_)
+        | Op::Deploy(_) => Ok(None),
     }
 }
 
@@ -147,20 +153,19 @@ fn mkdir(op: &MkdirOp, below: &Chain) -> CacheKey {
     )
 }
 
-fn copy(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<CacheKey, StepError> {
-    let below = chain(inputs, 0, "copy")?;
-    let owner = match &op.chown {
-        Some(_) => owner(op, &cx.store.view(&below.snapshots)?)?,
-        None => None,
-    };
+fn copied(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<CacheKey, StepError> {
+    let owner = owner(op, inputs, cx.store)?;
     let files = match &op.from {
-        CopyFrom::Inline(files) => hash("inline", &[pairs(files).as_bytes()]),
+        CopyFrom::Inline(files) => {
+            let mode = op.chmod.as_ref().map_or(0o644, |m| m.apply(0o644, false));
+            hash("inline", &[pairs(files).as_bytes(), &mode.to_le_bytes()])
+        }
         CopyFrom::Context => {
             let source = Source::context(cx.context, cx.ignore);
             selected(op, &source, Some(owner.unwrap_or((0, 0))), cx.store)?
         }
         CopyFrom::Stage => {
-            let view = cx.store.view(&chain(inputs, 1, "copy")?.snapshots)?;
+            let view = cx.store.view(&copy::source(op, inputs)?.snapshots)?;
             selected(op, &Source::chain(&view), owner, cx.store)?
         }
     };
@@ -173,16 +178,18 @@ fn copy(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<CacheKey,
         Unpack::Never => b"never",
         Unpack::Archives => b"archives",
     };
-    let mode = op.chmod.map_or(Vec::new(), |m| m.to_le_bytes().to_vec());
+    // What --chmod and --exclude do is in the files part: how they say it does not matter.
+    let parents: &[u8] = if op.parents { b"parents" } else { b"" };
     let owner = owner.map_or(Vec::new(), |(u, g)| [u.to_le_bytes(), g.to_le_bytes()].concat());
-    Ok(CacheKey::new(
-        op.identity,
-        vec![
-            (KeyPart::Base, below.key),
-            (KeyPart::Command, hash("copy", &[op.dest.as_bytes(), from, unpack, &mode, &owner])),
-            (KeyPart::Files, files),
-        ],
-    ))
+    let mut parts = vec![
+        (KeyPart::Command, hash("copy", &[op.dest.as_bytes(), from, unpack, parents, &owner])),
+        (KeyPart::Files, files),
+    ];
+    // A link stands on nothing; of the owner it is the number that counts, whoever knew it.
+    if !op.link {
+        parts.push((KeyPart::Base, copy::below(op, inputs)?.key));
+    }
+    Ok(CacheKey::new(op.identity, parts))
 }
 
 fn selected(
@@ -191,16 +198,34 @@ fn selected(
     owner: Option<(u32, u32)>,
     store: &Store,
 ) -> Result<Digest, StepError> {
-    let filter = |path: &_, entry: &_| source.verdict(path, entry);
-    let rules = KeyRules { filter: &filter, owner, mode: op.chmod };
+    let exclude = exclude(&op.exclude)?;
+    let wanted = Wanted { sources: &op.sources, parents: op.parents, exclude: &exclude };
     let mut h = Hasher::new();
     h.field(b"selected");
-    for one in source.select_all(&op.sources)? {
+    let mut nothing = true;
+    for one in source.select_all(&wanted)? {
+        let filter = |path: &_, entry: &_| source.verdict(&one, &exclude, path, entry);
+        let rules = KeyRules { filter: &filter, owner, mode: op.chmod.as_ref() };
+        if one.beneath.is_some() {
+            // Of a starting point only what is copied of it counts, by its path.
+            h.field(b"//");
+            for entry in source.tree.list(&one.path)? {
+                let Some(path) = one.path.join(&entry.name) else { continue };
+                if let Some(digest) = store.content_if_any(source.tree, &path, &rules)? {
+                    h.field(&entry.name).field(digest.as_bytes());
+                    nothing = false;
+                }
+            }
+            continue;
+        }
         let name: &[u8] = match one.entry.kind {
             TreeKind::Directory => b"/",
             _ => &one.name,
         };
         h.field(name).field(store.content_digest(source.tree, &one.path, &rules)?.as_bytes());
+    }
+    if nothing && op.parents && exclude.is_empty() {
+        return Err(source.nothing(&wanted));
     }
     Ok(h.finish())
 }

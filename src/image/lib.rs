@@ -2,7 +2,7 @@
 //!
 //! The way of a build: [`Build::new`] checks the file against the target and refuses what cannot be executed;
 //! [`Build::bases`] says which images must be pinned; [`Build::lower`] gives the plan. For each node of it,
-//! [`key()`] gives the cache key; [`base::unpack`], [`copy::run`], [`mkdir::run`] and (by the caller's sandbox) an
+//! [`key()`] gives the cache key; [`base::unpack`], [`copy::run`], [`link`], [`mkdir::run`] and (by the caller's sandbox) an
 //! `Exec` make its output; [`assemble()`] writes config and manifest.
 //!
 //! Nothing here starts a process, mounts, reads the environment or the clock.
@@ -26,7 +26,7 @@ pub mod user;
 mod writer;
 
 pub use assemble::{assemble, prepare_layer};
-pub use base::extend;
+pub use base::{extend, link};
 pub use build::{Asked, Bases, Build, BuildOptions, PinnedBase, refused};
 pub use error::{Blame, StepError};
 pub use key::{KeyContext, key};

@@ -28,6 +28,9 @@ pub fn directory(store: &Store, chain: &Chain, source: &str) -> Result<Upper, St
         dest: "/".to_owned(),
         chown: None,
         chmod: None,
+        exclude: Vec::new(),
+        parents: false,
+        link: false,
         unpack: Unpack::Never,
         identity: Digest::of(b"keelway seed"),
     };

@@ -2,6 +2,10 @@
 //!
 //! Invariants: every path is resolved inside the tree, component by component, a link's target clamped at the
 //! tree's root; what the ignore patterns leave out is not there. The same selection serves key and copy.
+//!
+//! With `--parents` a source is a pattern for paths (`**` and all) beneath a starting point, which is what stands
+//! before `/./` or the root; no link is followed after it. `--exclude` is about paths from the directory
+//! that is copied, or from the starting point; of a file that a source names, about its name.
 
 use crate::error::StepError;
 use keelway_dockerfile::glob::{Glob, is_pattern};
@@ -31,6 +35,32 @@ pub(crate) struct Selected {
     pub(crate) name: Vec<u8>,
     /// What it is; never a link.
     pub(crate) entry: TreeEntry,
+    /// With `--parents`: it is the starting point, and this what is taken of it.
+    pub(crate) beneath: Option<Beneath>,
+}
+
+/// What a pattern of `--parents` takes.
+#[derive(Debug, Clone)]
+pub(crate) enum Beneath {
+    All,
+    Matching(Ignore),
+}
+
+/// What one copy asks for.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// As written.
+    pub(crate) sources: &'a [String],
+    /// `--parents`
+    pub(crate) parents: bool,
+    /// `--exclude`
+    pub(crate) exclude: &'a Ignore,
+}
+
+/// The patterns of `--exclude`, which were checked when the build was planned.
+pub(crate) fn exclude(patterns: &[String]) -> Result<Ignore, StepError> {
+    Ignore::from_patterns(patterns.iter().map(String::as_bytes))
+        .map_err(|e| StepError::Refused(format!("--exclude: {}", e.of_one_pattern())))
 }
 
 impl<'a> Source<'a> {
@@ -57,18 +87,26 @@ impl<'a> Source<'a> {
         Ok(self.tree.entry(path)?.filter(|e| self.visible(path, e)))
     }
 
-    /// What the content key and the copy take of an entry.
-    pub(crate) fn verdict(&self, path: &TreePath, entry: &TreeEntry) -> Verdict {
-        let Some(ignore) = self.ignore.filter(|i| !i.is_empty()) else { return Verdict::Whole };
-        if entry.kind != TreeKind::Directory {
-            return if ignore.excludes(path.as_bytes()) { Verdict::Skip } else { Verdict::Whole };
+    /// What the content key and the copy take of an entry of `one`.
+    pub(crate) fn verdict(
+        &self,
+        one: &Selected,
+        exclude: &Ignore,
+        path: &TreePath,
+        entry: &TreeEntry,
+    ) -> Verdict {
+        let behind = self.ignore.map_or(Verdict::Whole, |i| kept(i, path.as_bytes(), entry));
+        if one.entry.kind != TreeKind::Directory {
+            // `--exclude` had its say when it was selected.
+            return behind;
         }
-        match ignore.coverage(path.as_bytes()) {
-            Coverage::Whole => Verdict::Whole,
-            Coverage::Partly => Verdict::Partly,
-            Coverage::OnlyBeneath => Verdict::OnlyBeneath,
-            Coverage::Nothing => Verdict::Skip,
-        }
+        let inner = path.as_bytes().strip_prefix(one.path.as_bytes()).unwrap_or(path.as_bytes());
+        let inner = inner.strip_prefix(b"/").unwrap_or(inner);
+        let wanted = match &one.beneath {
+            Some(Beneath::Matching(patterns)) => matching(patterns, inner, entry),
+            _ => Verdict::Whole,
+        };
+        both(both(behind, wanted), kept(exclude, inner, entry))
     }
 
     /// Follows every link of `path` inside the tree; `None` where it leads nowhere.
@@ -118,7 +156,7 @@ impl<'a> Source<'a> {
             let Some((path, entry)) = self.follow(&clamped)? else {
                 return Err(self.missing(source, &clamped)?);
             };
-            return Ok(vec![Selected { path, name, entry }]);
+            return Ok(vec![Selected { path, name, entry, beneath: None }]);
         }
         let start = TreePath::clamped(&components[..fixed].join(&b'/')).unwrap_or_default();
         let mut level: Vec<TreePath> = self.follow(&start)?.map(|(path, _)| path).into_iter().collect();
@@ -153,31 +191,89 @@ impl<'a> Source<'a> {
         for found in level {
             let name = found.file_name().unwrap_or_default().to_vec();
             match self.follow(&found)? {
-                Some((path, entry)) => out.push(Selected { path, name, entry }),
+                Some((path, entry)) => out.push(Selected { path, name, entry, beneath: None }),
                 None => return Err(self.missing(source, &found)?),
             }
         }
         Ok(out)
     }
 
-    /// Everything that the sources of a copy name; an error where that is nothing.
-    pub(crate) fn select_all(&self, sources: &[String]) -> Result<Vec<Selected>, StepError> {
-        let mut out = Vec::new();
-        for source in sources {
-            out.extend(self.select(source)?);
+    /// What one source names with `--parents`: its starting point, and what of it. A source without a wildcard must
+    /// be there.
+    fn select_beneath(&self, source: &str) -> Result<Vec<Selected>, StepError> {
+        let (start, pattern) = source.split_once("/./").unwrap_or(("", source));
+        let Some(pattern) = TreePath::clamped(pattern.as_bytes()) else {
+            return Err(StepError::Refused(format!("the source {} holds a NUL character", quoted(source))));
+        };
+        let beneath = if pattern.is_root() {
+            Beneath::All
+        } else {
+            // A path that begins with ! is a path.
+            let text = pattern.as_bytes();
+            let escaped = if text.starts_with(b"!") { [b"\\", text].concat() } else { text.to_vec() };
+            let patterns = Ignore::from_patterns([&escaped[..]]).map_err(|e| {
+                StepError::Refused(format!("source {}: {}", quoted(source), e.of_one_pattern()))
+            })?;
+            Beneath::Matching(patterns)
+        };
+        let mut out = self.select(start)?;
+        out.retain(|one| one.entry.kind == TreeKind::Directory);
+        if !is_pattern(pattern.as_bytes()) && !is_pattern(start.as_bytes()) {
+            let mut there = false;
+            for one in &out {
+                there |= self.holds(&one.path, &pattern)?;
+            }
+            if !there {
+                let at = out.first().map(|o| o.path.clone()).unwrap_or_default();
+                let at = pattern.components().try_fold(at, |at, c| at.join(c)).unwrap_or_default();
+                return Err(self.missing(source, &at)?);
+            }
         }
-        if out.is_empty() {
-            let shown = shown(&sources.join(", "));
-            let everything = Source { ignore: None, ..*self };
-            let hidden = self.ignore.is_some() && everything.select_all(sources).is_ok();
-            return Err(StepError::Refused(match hidden {
-                true => {
-                    format!("what matches {shown} is left out of the build context by the .dockerignore file")
-                }
-                false => format!("no file matches {shown}"),
-            }));
+        for one in &mut out {
+            one.beneath = Some(beneath.clone());
         }
         Ok(out)
+    }
+
+    /// Whether there is something at `path` beneath `start`, no link followed.
+    fn holds(&self, start: &TreePath, path: &TreePath) -> Result<bool, StepError> {
+        let mut at = start.clone();
+        let mut components = path.components().peekable();
+        while let Some(component) = components.next() {
+            let Some(next) = at.join(component) else { return Ok(false) };
+            let last = components.peek().is_none();
+            if self.entry(&next)?.is_none_or(|e| !last && e.kind != TreeKind::Directory) {
+                return Ok(false);
+            }
+            at = next;
+        }
+        Ok(true)
+    }
+
+    /// Everything that the sources of a copy name; an error where that is nothing.
+    pub(crate) fn select_all(&self, wanted: &Wanted<'_>) -> Result<Vec<Selected>, StepError> {
+        let mut out = Vec::new();
+        for source in wanted.sources {
+            out.extend(if wanted.parents { self.select_beneath(source)? } else { self.select(source)? });
+        }
+        if out.is_empty() {
+            return Err(self.nothing(wanted));
+        }
+        out.retain(|one| one.entry.kind == TreeKind::Directory || !wanted.exclude.excludes(&one.name));
+        Ok(out)
+    }
+
+    /// That the sources name nothing.
+    pub(crate) fn nothing(&self, wanted: &Wanted<'_>) -> StepError {
+        let shown = shown(&wanted.sources.join(", "));
+        let everything = Source { ignore: None, ..*self };
+        let hidden = self.ignore.is_some() && !wanted.parents && everything.select_all(wanted).is_ok();
+        StepError::Refused(match hidden {
+            true => {
+                format!("what matches {shown} is left out of the build context by the .dockerignore file")
+            }
+            false => format!("no file matches {shown}"),
+        })
     }
 
     fn missing(&self, source: &str, path: &TreePath) -> Result<StepError, StepError> {
@@ -222,6 +318,41 @@ impl Source<'_> {
             return Ok(near.and_then(|n| at.join(n.as_bytes())));
         }
         Ok(None)
+    }
+}
+
+/// What patterns that leave out say of an entry.
+fn kept(ignore: &Ignore, path: &[u8], entry: &TreeEntry) -> Verdict {
+    if ignore.is_empty() {
+        return Verdict::Whole;
+    }
+    if entry.kind != TreeKind::Directory {
+        return if ignore.excludes(path) { Verdict::Skip } else { Verdict::Whole };
+    }
+    match ignore.coverage(path) {
+        Coverage::Whole => Verdict::Whole,
+        Coverage::Partly => Verdict::Partly,
+        Coverage::OnlyBeneath => Verdict::OnlyBeneath,
+        Coverage::Nothing => Verdict::Skip,
+    }
+}
+
+/// What patterns that take in, none of which takes back, say of an entry.
+fn matching(patterns: &Ignore, path: &[u8], entry: &TreeEntry) -> Verdict {
+    match kept(patterns, path, entry) {
+        Verdict::Skip => Verdict::Whole,
+        Verdict::Whole => Verdict::Skip,
+        Verdict::Partly | Verdict::OnlyBeneath => Verdict::OnlyBeneath,
+    }
+}
+
+/// What is left where two have a say.
+fn both(a: Verdict, b: Verdict) -> Verdict {
+    match (a, b) {
+        (Verdict::Skip, _) | (_, Verdict::Skip) => Verdict::Skip,
+        (Verdict::Whole, Verdict::Whole) => Verdict::Whole,
+        (Verdict::OnlyBeneath, _) | (_, Verdict::OnlyBeneath) => Verdict::OnlyBeneath,
+        _ => Verdict::Partly,
     }
 }
 

@@ -55,6 +55,9 @@ pub(crate) fn copy_op(sources: &[&str], dest: &str) -> CopyOp {
         dest: dest.to_owned(),
         chown: None,
         chmod: None,
+        exclude: Vec::new(),
+        parents: false,
+        link: false,
         unpack: Unpack::Never,
         identity: Digest::of(b"step"),
     }

@@ -315,8 +315,10 @@ fn build(rig: &Rig, text: &str, tree: &MemTree, ignore: &str) -> (Vec<CacheKey>,
             Op::Base(op) => Output::Chain(base::unpack(&rig.store, op).unwrap()),
             Op::Copy(op) => {
                 let upper = copy::run(op, &inputs, &cx).unwrap();
-                Output::Chain(crate::extend(below(), upper, key.as_ref().unwrap()).unwrap())
+                let below = copy::below(op, &inputs).unwrap();
+                Output::Chain(crate::extend(&below, upper, key.as_ref().unwrap()).unwrap())
             }
+            Op::Link => Output::Chain(crate::link(below(), copy::chain(&inputs, 1, "test").unwrap())),
             Op::Mkdir(op) => {
                 let upper = mkdir::run(op, &inputs, &rig.store).unwrap();
                 Output::Chain(crate::extend(below(), upper, key.as_ref().unwrap()).unwrap())
@@ -365,6 +367,39 @@ fn whole_builds() {
     assert_ne!(edited.manifest, image.manifest);
     let why = later[3].explain(Some(&keys[3].parts)).to_string();
     assert_eq!(why, "files changed", "of the copy from the other stage");
+}
+
+#[test]
+fn a_link_is_not_made_again_for_what_lies_below_it() {
+    let text = "FROM scratch\nCOPY etc /etc/\nCOPY below /\nCOPY --link --chown=bob --chmod=u+x a /app/\nCOPY --link a /n\nCOPY b /app/\n";
+    let mut tree =
+        MemTree::with(&[("a", "A"), ("b", "B"), ("below", "1"), ("etc/passwd", "bob:x:7:8::/:/\n")]);
+    let (rig, other) = (Rig::new(), Rig::new());
+    let (keys, image) = build(&rig, text, &tree, "");
+    assert_eq!(
+        dump(&rig.store, &image.chain),
+        [
+            "app d 755 7:7",
+            "app/a f 744 7:7 A",
+            "app/b f 644 0:0 B",
+            "below f 644 0:0 1",
+            "etc d 755 0:0",
+            "etc/passwd f 644 0:0 bob:x:7:8::/:/",
+            "n f 644 0:0 A",
+        ]
+    );
+    let (again, same) = build(&other, text, &tree, "");
+    assert_eq!((&again, &same.manifest), (&keys, &image.manifest));
+    let differ = |tree: &MemTree| {
+        let (later, _) = build(&rig, text, tree, "");
+        (0..keys.len()).filter(|&i| keys[i] != later[i]).collect::<Vec<_>>()
+    };
+    tree.file("below", b"2", 0o644);
+    assert_eq!(differ(&tree), [1, 4], "itself, and the copy that stands on all of it");
+    tree.file("etc/passwd", b"eve:x:9:9::/:/\nbob:x:7:70::/:/\n", 0o644);
+    assert_eq!(differ(&tree), [0, 1, 4], "bob has the same number");
+    tree.file("etc/passwd", b"bob:x:9:9::/:/\n", 0o644);
+    assert_eq!(differ(&tree), [0, 1, 2, 4]);
 }
 
 /// Writes an image of `rig` as an OCI layout.

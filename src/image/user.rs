@@ -89,6 +89,12 @@ pub fn check(spec: &UserSpec) -> Result<(), UserError> {
     parse(spec).map(|_| ())
 }
 
+/// Whether a name stands in it, so that its meaning is in the files of an image.
+pub(crate) fn is_by_name(spec: &UserSpec) -> bool {
+    let named = |id: Option<Id<'_>>| matches!(id, Some(Id::Name(_)));
+    parse(spec).is_ok_and(|(user, group)| named(user) || named(group))
+}
+
 /// Resolves a user specification in the root file system; an empty one is root. Supplementary groups are
 /// those of /etc/group that name the user, where no group was given.
 pub fn resolve(view: &View, spec: &UserSpec) -> Result<User, UserError> {

@@ -10,6 +10,7 @@ use keelway_disk::{NodeKind, Root};
 use keelway_model::{Tree, TreeEntry, TreeKind, TreePath};
 use keelway_store::{View, is_for_images};
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io::{self, Read, Write};
 
 /// What an entry gets besides its content.
@@ -204,9 +205,20 @@ impl Writer {
         size: u64,
         meta: &Meta,
     ) -> Result<(), StepError> {
+        self.file_by(path, size, meta, |file| copy(from, file))
+    }
+
+    /// The same, written by `write`, which gives the size that came out.
+    pub(crate) fn file_by(
+        &mut self,
+        path: &TreePath,
+        size: u64,
+        meta: &Meta,
+        write: impl FnOnce(&mut File) -> io::Result<u64>,
+    ) -> Result<(), StepError> {
         self.clear(path)?;
         let mut file = self.upper.create_file(path.as_bytes(), 0o600).map_err(wrong("create", path))?;
-        let copied = copy(from, &mut file).map_err(wrong("write", path))?;
+        let copied = write(&mut file).map_err(wrong("write", path))?;
         if copied != size {
             let message = format!(
                 "{copied} bytes instead of {size}: the source is cut off, or changed while it was copied"
@@ -281,7 +293,7 @@ impl Writer {
 }
 
 /// Copies all bytes. Between two files `io::copy` leaves the work to the kernel.
-fn copy<R: Read + ?Sized>(from: &mut R, to: &mut std::fs::File) -> io::Result<u64> {
+fn copy<R: Read + ?Sized>(from: &mut R, to: &mut File) -> io::Result<u64> {
     let n = io::copy(from, to)?;
     to.flush()?;
     Ok(n)

@@ -8,6 +8,7 @@
 //! Nothing here opens a file, reads the clock or prints.
 
 pub mod cache;
+pub mod chmod;
 pub mod clock;
 pub mod diagnostic;
 pub mod digest;
@@ -26,6 +27,7 @@ pub mod tree;
 pub mod units;
 
 pub use cache::{CacheKey, KeyPart, MissReason};
+pub use chmod::Chmod;
 pub use clock::{Clock, Timestamp};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, SourceText, Span};
 pub use digest::{Digest, DigestParseError, Hasher};

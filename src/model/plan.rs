@@ -2,9 +2,10 @@
 //!
 //! [`Op`] is closed on purpose: adding one is a compile error wherever ops are performed or keyed.
 //! `pipeline` emits the stage ops ([`Op::Build`], [`Op::Steps`], [`Op::Push`], [`Op::Deploy`]); `image` lowers
-//! an `Op::Build` to a sub-plan of step ops ([`Op::Base`], [`Op::Exec`], [`Op::Copy`], [`Op::Mkdir`],
+//! an `Op::Build` to a sub-plan of step ops ([`Op::Base`], [`Op::Exec`], [`Op::Copy`], [`Op::Link`], [`Op::Mkdir`],
 //! [`Op::Assemble`]). A plan is a value: it can be printed, tested and journalled before anything acts.
 
+use crate::chmod::Chmod;
 use crate::digest::Digest;
 use crate::ids::{AppName, NodeId, SnapshotId, StageName};
 use crate::limits::Limits;
@@ -102,6 +103,8 @@ pub enum Op {
     Exec(ExecOp),
     /// `COPY`, `ADD`: files into the chain of need 0, from the context or the chain of need 1.
     Copy(CopyOp),
+    /// `COPY --link`: the snapshots of need 1, which was made on its own, on top of the chain of need 0.
+    Link,
     /// `WORKDIR`: a directory in the chain of need 0.
     Mkdir(MkdirOp),
     /// Config and manifest over the chain of need 0.
@@ -119,6 +122,7 @@ impl Op {
             Self::Base(_) => "base",
             Self::Exec(_) => "exec",
             Self::Copy(_) => "copy",
+            Self::Link => "link",
             Self::Mkdir(_) => "mkdir",
             Self::Assemble(_) => "assemble",
         }
@@ -366,7 +370,9 @@ pub enum Unpack {
     Archives,
 }
 
-/// A `COPY` or `ADD`.
+/// A `COPY` or `ADD`. Its needs: the chain that it copies into, unless it is a [`link`](Self::link); the chain that it
+/// copies from, with [`CopyFrom::Stage`]; and for a link whose owner is given by name, the chain whose files know the
+/// names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyOp {
     /// Source patterns, expanded, as written.
@@ -378,9 +384,18 @@ pub struct CopyOp {
     /// `--chown`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chown: Option<UserSpec>,
-    /// `--chmod`, octal.
+    /// `--chmod`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chmod: Option<u32>,
+    pub chmod: Option<Chmod>,
+    /// `--exclude`: patterns as in an ignore file, of paths from the source that is copied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+    /// `--parents`: a source keeps its path, or what follows `/./` in it, beneath the destination.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub parents: bool,
+    /// `--link`: into an empty root, whatever lies below; an [`Op::Link`] puts it there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub link: bool,
     /// Archives.
     pub unpack: Unpack,
     /// What names this step across builds.

@@ -5,12 +5,11 @@ use keelway_container::network::{Attached, LOCALHOST, NetworkError};
 use keelway_engine::{Ctx, Failure};
 use keelway_model::limits::DEFAULT_LOG;
 use keelway_model::plan::Network as PlanNetwork;
-use keelway_model::{Bytes, Limits, LogStream, Redacted, SnapshotId};
+use keelway_model::{Bytes, Limits, LogStream, Redacted};
 use keelway_sandbox::{
     Access, BoxName, CapProfile, Exit, ExitKind, Handle, Launcher, Mount, MountKind, Network, RootFs, Spec,
     Stdio, User,
 };
-use keelway_store::Store;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -41,11 +40,6 @@ pub(crate) struct Job {
     pub locks: Vec<OwnedFd>,
     /// What is not to be seen in its log.
     pub hidden: Vec<Redacted<String>>,
-}
-
-/// The directories of a chain, lowest first.
-pub(crate) fn lowers(store: &Store, chain: &[SnapshotId]) -> Vec<PathBuf> {
-    chain.iter().map(|id| store.snapshot_dir(id)).collect()
 }
 
 fn next_box() -> BoxName {

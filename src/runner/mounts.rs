@@ -2,8 +2,8 @@
 //!
 //! Secrets are read here from the settings and go to the sandbox alone: its memory, its environment.
 
+use crate::Settings;
 use crate::agent::Proxy;
-use crate::{Settings, exec};
 use keelway_engine::{Ctx, Failure};
 use keelway_image::StepError;
 use keelway_model::mount::{FileAccess, RunMount, Sharing};
@@ -175,7 +175,7 @@ impl Maker<'_> {
     }
 
     fn root(&self, chain: &Chain, writable: bool, out: &mut Mounted) -> Result<RootFs, Failure> {
-        let lowers = exec::lowers(self.store, &chain.snapshots);
+        let lowers = self.store.lowers(&chain.snapshots);
         if !writable && !lowers.is_empty() {
             return Ok(RootFs::ReadOnly { lowers });
         }

@@ -92,7 +92,9 @@ struct OpenBuild {
 /// The nodes that the result of a build stands on, from top to base.
 fn chain_nodes(plan: &Plan) -> HashSet<NodeId> {
     let below = |id: NodeId| plan.node(id).and_then(|n| n.needs.first().copied());
-    std::iter::successors(plan.result.and_then(below), |id| below(*id)).collect()
+    let chain: Vec<NodeId> = std::iter::successors(plan.result.and_then(below), |id| below(*id)).collect();
+    let linked = chain.iter().filter_map(|id| plan.node(*id)).filter(|n| n.op == Op::Link);
+    linked.filter_map(|n| n.needs.last().copied()).chain(chain.iter().copied()).collect()
 }
 
 /// Performs the nodes of one run.
@@ -300,7 +302,7 @@ impl Performer {
             env.push((key, value));
         }
         let job = exec::Job {
-            lowers: exec::lowers(self.store(), &below.snapshots),
+            lowers: self.store().lowers(&below.snapshots),
             upper: upper.fs().to_owned(),
             work: upper.work().to_owned(),
             argv: op.argv.clone(),
@@ -454,7 +456,7 @@ impl Performer {
             Op::Base(op) => self.base(&ctx, op).await.map(chain),
             Op::Exec(op) => self.exec(&ctx, node, op, &inputs).await.map(chain),
             Op::Copy(op) => {
-                let below = chain_of(inputs.first())?.clone();
+                let below = keelway_image::copy::below(op, &inputs).map_err(|e| step_failure(&e))?;
                 let (open, store) = (self.build_of(&ctx)?, self.store().clone());
                 let op = op.clone();
                 let upper = blocking(move || {
@@ -464,6 +466,7 @@ impl Performer {
                 .await?;
                 self.seal(&ctx, node, below, upper).await.map(chain)
             }
+            Op::Link => Ok(chain(keelway_image::link(chain_of(inputs.first())?, chain_of(inputs.last())?))),
             Op::Mkdir(op) => {
                 let below = chain_of(inputs.first())?.clone();
                 let (op, store) = (op.clone(), self.store().clone());

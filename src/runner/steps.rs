@@ -66,7 +66,7 @@ pub(crate) async fn run(
         })
         .await?
     };
-    let mut lowers = exec::lowers(store, &chain.snapshots);
+    let mut lowers = store.lowers(&chain.snapshots);
     // Dropped, and so deleted, only when the stage is over: later steps stand on them.
     let mut uppers = Vec::new();
     for step in &op.steps {

@@ -5,21 +5,30 @@ use crate::{cache, key, record};
 
 /// A foreign tar.
 pub fn fuzz_tar(data: &[u8]) {
-    let mut archive = Archive::new(data);
+    walk(Archive::new(data), data.len() as u64);
+    walk(Archive::new(data).with_sparse_files(), data.len() as u64);
+}
+
+fn walk(mut archive: Archive<&[u8]>, length: u64) {
     while let Ok(Some(member)) = archive.next_member() {
         if let MemberKind::File(size) = member.kind {
-            let mut read = 0;
-            while let Ok(bytes) = archive.fill() {
-                if bytes.is_empty() {
-                    break;
+            let (mut read, mut holes) = (0, 0);
+            loop {
+                holes += archive.pass_hole();
+                match archive.fill().map(<[u8]>::len) {
+                    Ok(0) => assert_eq!(read + holes, size, "all of it came"),
+                    Ok(n) => {
+                        archive.consume(n);
+                        read += n as u64;
+                        continue;
+                    }
+                    Err(_) => {}
                 }
-                let n = bytes.len();
-                archive.consume(n);
-                read += n as u64;
+                break;
             }
-            assert!(read <= size && read <= data.len() as u64);
+            assert!(read <= length && read + holes <= size && (holes == 0 || member.sparse));
         }
-        assert!(archive.offset <= data.len() as u64);
+        assert!(archive.offset <= length);
     }
 }
 

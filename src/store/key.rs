@@ -10,7 +10,7 @@
 //! is looked at, not read.
 
 use crate::open::Store;
-use keelway_model::{Digest, Hasher, Stamp, Tree, TreeEntry, TreeError, TreeKind, TreePath};
+use keelway_model::{Chmod, Digest, Hasher, Stamp, Tree, TreeEntry, TreeError, TreeKind, TreePath};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -41,8 +41,8 @@ pub struct KeyRules<'a> {
     pub filter: &'a dyn Fn(&TreePath, &TreeEntry) -> Verdict,
     /// Owner and group that every entry will get (`--chown`, or 0:0); `None` keeps each one's own.
     pub owner: Option<(u32, u32)>,
-    /// Mode that every entry will get (`--chmod`); `None` keeps each one's own.
-    pub mode: Option<u32>,
+    /// What becomes of every entry's mode (`--chmod`); `None` keeps each one's own.
+    pub mode: Option<&'a Chmod>,
 }
 
 /// Part of every memo key: bumped when the digest of the same content changes.
@@ -79,6 +79,18 @@ impl Store {
         path: &TreePath,
         rules: &KeyRules<'_>,
     ) -> Result<Digest, TreeError> {
+        let digest = self.content_if_any(tree, path, rules)?;
+        // Where the filter leaves nothing, the key says so.
+        Ok(digest.unwrap_or_else(|| Digest::of(b"keelway content: nothing")))
+    }
+
+    /// The same; `None` where the filter leaves nothing.
+    pub fn content_if_any(
+        &self,
+        tree: &dyn Tree,
+        path: &TreePath,
+        rules: &KeyRules<'_>,
+    ) -> Result<Option<Digest>, TreeError> {
         self.content_digest_at(tree, path, rules, None)
     }
 
@@ -89,7 +101,7 @@ impl Store {
         path: &TreePath,
         rules: &KeyRules<'_>,
         now: Option<i64>,
-    ) -> Result<Digest, TreeError> {
+    ) -> Result<Option<Digest>, TreeError> {
         let entry = tree.entry(path)?.ok_or_else(|| TreeError::NotFound { path: path.clone() })?;
         let (fresh, buffer) = (HashMap::new(), vec![0; 128 << 10]);
         let mut work = Work { store: self, tree, rules, now, fresh, buffer, entries: 0, bytes: 0 };
@@ -101,8 +113,7 @@ impl Store {
                 tracing::debug!("content digests are not remembered: {e}");
             }
         }
-        // Where the filter leaves nothing, the key says so.
-        Ok(digest.unwrap_or_else(|| Digest::of(b"keelway content: nothing")))
+        Ok(digest)
     }
 
     /// The time that a file would get now, in seconds: of the kernel, whatever clock the store was given.
@@ -214,7 +225,8 @@ impl Work<'_> {
     /// Everything about an entry but its name and content.
     fn meta(&self, e: &TreeEntry) -> Digest {
         let (uid, gid) = self.rules.owner.unwrap_or((e.uid, e.gid));
-        let mode = self.rules.mode.unwrap_or(e.mode) & 0o7777;
+        let directory = e.kind == TreeKind::Directory;
+        let mode = self.rules.mode.map_or(e.mode, |m| m.apply(e.mode, directory)) & 0o7777;
         let mut h = Hasher::new();
         let numbers = |h: &mut Hasher, numbers: &[u32]| {
             for n in numbers {
@@ -246,7 +258,8 @@ impl Work<'_> {
         let mut h = Hasher::new();
         h.field(b"keelway memo").field(&VERSION.to_le_bytes()).field(named.as_bytes()).field(meta.as_bytes());
         // What the rules do to entries beneath.
-        let rules = format!("{:?} {:?}", self.rules.owner, self.rules.mode);
+        let mode = self.rules.mode.map(ToString::to_string);
+        let rules = format!("{:?} {mode:?}", self.rules.owner);
         h.field(rules.as_bytes());
         h.finish()
     }

@@ -163,6 +163,13 @@ impl Store {
         self.snapshot_path(id).join("fs")
     }
 
+    /// The directories of a chain for an overlay, lowest first. What is in the chain more than once is here once, at
+    /// its highest place: no overlay takes a directory twice, and above itself a snapshot hides all that it gives.
+    pub fn lowers(&self, chain: &[SnapshotId]) -> Vec<PathBuf> {
+        let highest = |(at, id): &(usize, &SnapshotId)| !chain[at + 1..].contains(id);
+        chain.iter().enumerate().filter(highest).map(|(_, id)| self.snapshot_dir(id)).collect()
+    }
+
     /// Whether the snapshot is here. (One that may be damaged by a crash was dropped on opening.)
     pub fn has_snapshot(&self, id: &SnapshotId) -> bool {
         self.snapshot_path(id).join("meta.json").exists()

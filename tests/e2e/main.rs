@@ -8,6 +8,7 @@ mod build;
 mod commands;
 mod container;
 mod container_death;
+mod copying;
 mod deploy;
 mod deploy_faults;
 mod fleet;
@@ -72,6 +73,7 @@ fn main() {
         commands::TESTS,
         container::TESTS,
         container_death::TESTS,
+        copying::TESTS,
         pipeline::TESTS,
         shipped::TESTS,
         bad_input::TESTS,

@@ -42,15 +42,11 @@ fn run_flags(run: &Run, no: &mut dyn FnMut(Span, String)) {
 }
 
 fn transfer_flags(name: &str, t: &Transfer, no: &mut dyn FnMut(Span, String)) {
-    let flags = [("link", t.link), ("parents", t.parents), ("keep-git-dir", t.keep_git_dir)];
-    for (flag, span) in flags.into_iter().filter_map(|(f, s)| Some((f, s?))) {
-        no(span, format!("{name} --{flag}"));
+    if let Some(span) = t.keep_git_dir {
+        no(span, format!("{name} --keep-git-dir"));
     }
     if let Some(checksum) = &t.checksum {
         no(checksum.span, format!("{name} --checksum"));
-    }
-    if let Some(exclude) = t.exclude.first() {
-        no(exclude.span, format!("{name} --exclude"));
     }
     if name == "ADD" {
         for source in t.sources.iter().filter(|s| is_address(&s.text)) {

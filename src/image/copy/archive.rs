@@ -1,19 +1,21 @@
-//! `ADD` of local archives: plain and gzip tars, told by their content.
+//! `ADD` of local archives: tars, plain and compressed, told by their content.
 //!
 //! An archive is hostile. It is read by the same strict reader as layers ([`keelway_store::tar`]). Names are clamped at the destination; a parent that is a link is followed inside the
 //! root of the image, never outside; hard links name earlier entries only; the number of entries, the bytes
-//! and the ratio of compression are bounded. Device nodes are left out and only the attributes that images may
+//! and the ratio of compression are bounded, the holes of sparse files counted as bytes. Holes stay holes. Device nodes are left out and only the attributes that images may
 //! carry are kept, as when layers are unpacked. Nothing outside this process unpacks anything.
 
+use super::codec::Codec;
 use crate::error::StepError;
 use crate::writer::{Meta, There, Writer, wrong};
-use flate2::read::MultiGzDecoder;
 use keelway_disk::NodeKind;
 use keelway_model::{TreeKind, TreePath};
 use keelway_store::UnpackLimits;
 use keelway_store::tar::{self, Member, MemberKind, ParseError, is_tar};
 use std::cell::Cell;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 /// Links followed in one path at most.
@@ -21,46 +23,24 @@ const MAX_LINKS: usize = 40;
 /// Unpacked bytes that are free of the ratio's bound.
 const FREE: u64 = 100 << 20;
 
-/// What can be unpacked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Archive {
-    Tar,
-    GzipTar,
+/// Looks whether a file is a tar, compressed or not. What cannot be decoded up to the first header is no archive; it is
+/// copied as it is.
+pub(crate) fn detect(from: &mut dyn Read, path: &TreePath) -> Result<Option<Codec>, StepError> {
+    let mut from = BufReader::with_capacity(1 << 16, from);
+    let magic = head(&mut from, 6).map_err(|source| read_error(path, source))?;
+    let codec = Codec::of(&magic);
+    let mut plain = codec.decoder(io::Cursor::new(magic).chain(from));
+    match head(&mut plain, 512) {
+        Ok(first) => Ok(is_tar(&first).then_some(codec)),
+        Err(e) if codec == Codec::Plain || e.kind() == io::ErrorKind::OutOfMemory => Err(read_error(path, e)),
+        Err(_) => Ok(None),
+    }
 }
 
-/// Looks at the first bytes. Forms that BuildKit would unpack and we cannot are refused by name.
-pub(crate) fn detect(from: &mut dyn Read, path: &TreePath) -> Result<Option<Archive>, StepError> {
-    let head = head(from).map_err(|source| read_error(path, source))?;
-    for (magic, name) in [(&b"BZh"[..], "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")] {
-        if head.starts_with(magic) {
-            return Err(StepError::Refused(format!(
-                "ADD of {path}: unpacking {name} is not supported yet; COPY, or ADD --unpack=false, takes it as it is"
-            )));
-        }
-    }
-    if head.starts_with(b"\x1f\x8b") {
-        // A damaged gzip is no archive; it is copied as it is.
-        let inner = self::head(&mut MultiGzDecoder::new(&head[..])).unwrap_or_default();
-        return Ok(is_tar(&inner).then_some(Archive::GzipTar));
-    }
-    Ok(is_tar(&head).then_some(Archive::Tar))
-}
-
-/// Enough to hold a tar header, compressed or not; as much as there is.
-fn head(from: &mut dyn Read) -> io::Result<Vec<u8>> {
-    let mut head = vec![0; 4096];
-    let mut len = 0;
-    while len < head.len() {
-        match from.read(&mut head[len..]) {
-            Ok(0) => break,
-            Ok(n) => len += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // Of a gzip stream only the start is here: what could be read is enough.
-            Err(_) if len >= 512 => break,
-            Err(e) => return Err(e),
-        }
-    }
-    head.truncate(len);
+/// The first `most` bytes, or as many as there are.
+fn head(from: &mut dyn Read, most: usize) -> io::Result<Vec<u8>> {
+    let mut head = Vec::with_capacity(most);
+    from.take(most as u64).read_to_end(&mut head)?;
     Ok(head)
 }
 
@@ -84,18 +64,18 @@ impl<R: Read> Read for Bounded<R> {
 
 /// Unpacks into the directory `dest`, which is in the layer. `owner` is `--chown`; without it the archive's count.
 pub(super) fn unpack(
-    kind: Archive,
+    codec: Codec,
     from: Box<dyn Read + Send>,
     writer: &mut Writer,
     dest: &TreePath,
     owner: Option<(u32, u32)>,
     archive: &TreePath,
 ) -> Result<(), StepError> {
-    unpack_with(kind, from, writer, dest, owner, archive, UnpackLimits::default())
+    unpack_with(codec, from, writer, dest, owner, archive, UnpackLimits::default())
 }
 
 pub(super) fn unpack_with(
-    kind: Archive,
+    codec: Codec,
     from: Box<dyn Read + Send>,
     writer: &mut Writer,
     dest: &TreePath,
@@ -104,17 +84,13 @@ pub(super) fn unpack_with(
     limits: UnpackLimits,
 ) -> Result<(), StepError> {
     let packed = Rc::new(Cell::new(0));
-    let from = BufReader::with_capacity(1 << 16, from);
     let raw = Bounded { inner: from, seen: packed.clone(), most: Box::new(|| u64::MAX) };
-    let plain: Box<dyn Read> = match kind {
-        Archive::Tar => Box::new(raw),
-        Archive::GzipTar => Box::new(MultiGzDecoder::new(raw)),
-    };
+    let plain = codec.decoder(BufReader::with_capacity(1 << 16, raw));
     let most = move || limits.bytes.0.min(packed.get().saturating_mul(limits.ratio).saturating_add(FREE));
     let plain = Bounded { inner: plain, seen: Rc::default(), most: Box::new(most) };
-    let mut tar = tar::Archive::new(BufReader::with_capacity(1 << 16, plain));
+    let mut tar = tar::Archive::new(BufReader::with_capacity(1 << 16, plain)).with_sparse_files();
     let mut unpacking = Unpacking { writer, dest, owner, archive, nodes: 0 };
-    let mut entries = 0;
+    let (mut entries, mut sparse) = (0, 0u64);
     loop {
         let at = tar.offset;
         let failed = |ParseError(why)| {
@@ -127,6 +103,13 @@ pub(super) fn unpack_with(
                 archive,
                 io::Error::other(format!("it has more than {} entries", limits.entries)),
             ));
+        }
+        if let (true, MemberKind::File(size)) = (member.sparse, &member.kind) {
+            sparse = sparse.saturating_add(*size);
+            if sparse > limits.bytes.0 {
+                let why = format!("its sparse files have more than {} together", limits.bytes);
+                return Err(read_error(archive, io::Error::other(why)));
+            }
         }
         unpacking.entry(&member, &mut tar)?;
     }
@@ -152,9 +135,30 @@ struct Unpacking<'a> {
 /// The content of the present entry.
 struct Content<'a, R>(&'a mut tar::Archive<R>);
 
+fn in_archive(e: io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("reading the archive: {e}"))
+}
+
+/// Writes the present entry, a sparse file, and leaves its holes out; gives its size.
+fn with_holes(tar: &mut tar::Archive<impl BufRead>, file: &mut File) -> io::Result<u64> {
+    let mut at = 0;
+    loop {
+        at += tar.pass_hole();
+        let have = tar.fill().map_err(in_archive)?;
+        if have.is_empty() {
+            break;
+        }
+        file.write_all_at(have, at)?;
+        let n = have.len();
+        tar.consume(n);
+        at += n as u64;
+    }
+    file.set_len(at)?;
+    Ok(at)
+}
+
 impl<R: BufRead> Read for Content<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let in_archive = |e: io::Error| io::Error::new(e.kind(), format!("reading the archive: {e}"));
         let have = self.0.fill().map_err(in_archive)?;
         let n = have.len().min(buf.len());
         buf[..n].copy_from_slice(&have[..n]);
@@ -198,6 +202,9 @@ impl Unpacking<'_> {
         }
         self.writer.replace_directory(&to)?;
         match &member.kind {
+            MemberKind::File(size) if member.sparse => {
+                self.writer.file_by(&to, *size, &meta, |file| with_holes(tar, file))
+            }
             MemberKind::File(size) => self.writer.file(&to, &mut Content(tar), *size, &meta),
             MemberKind::Symlink(target) => self.writer.symlink(&to, target, &meta),
             MemberKind::HardLink(target) => {

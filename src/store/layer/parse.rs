@@ -2,16 +2,20 @@
 //!
 //! Rules where readers of tar differ, which is where archives are smuggled (RUSTSEC-2025-0111): a PAX
 //! record wins over the header, as in POSIX, GNU tar, Go and Python; whatever is malformed is an error and
-//! never skipped; what would have to be guessed is refused (sparse files, global records that change an
-//! entry, sizes on entries without content, a path said in two ways, bytes after the end).
+//! never skipped; what would have to be guessed is refused (global records that change an entry, sizes on entries
+//! without content, a path said in two ways, bytes after the end). Sparse files are refused too, unless they are
+//! asked for: see [`sparse`].
 
 use keelway_disk::NodeKind;
+use sparse::Holes;
 use std::io::{self, BufRead, Read};
+
+mod sparse;
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberKind {
-    /// Regular file with this many bytes, to be read with [`Archive::fill`].
+    /// Regular file with this many bytes, holes included, to be read with [`Archive::fill`].
     File(u64),
     /// Directory.
     Directory,
@@ -30,6 +34,8 @@ pub struct Member {
     pub path: Vec<u8>,
     /// What it is.
     pub kind: MemberKind,
+    /// Whether the file has holes that are not in the archive.
+    pub sparse: bool,
     /// Permission bits (07777).
     pub mode: u32,
     /// Owner; never 2^32-1.
@@ -75,6 +81,7 @@ struct Meta {
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: sparse::Records,
 }
 
 /// A tar being read.
@@ -85,18 +92,28 @@ pub struct Archive<R> {
     /// Content of the present entry that was not read yet, and its padding.
     left: u64,
     padding: u64,
+    /// Where in the present file its stored bytes belong, where it is sparse.
+    holes: Option<Holes>,
+    takes_sparse: bool,
 }
 
 impl<R: BufRead> Archive<R> {
     /// Reads a plain tar from its first byte on.
     pub fn new(inner: R) -> Self {
-        Self { inner, offset: 0, left: 0, padding: 0 }
+        Self { inner, offset: 0, left: 0, padding: 0, holes: None, takes_sparse: false }
+    }
+
+    /// Takes sparse files too; the caller bounds their sizes, which cost the archive nothing.
+    #[must_use]
+    pub fn with_sparse_files(mut self) -> Self {
+        self.takes_sparse = true;
+        self
     }
 
     /// The next entry; `None` at the end of the archive, which is read up to the end of the stream.
     pub fn next_member(&mut self) -> Result<Option<Member>, ParseError> {
         self.skip(self.left + self.padding)?;
-        (self.left, self.padding) = (0, 0);
+        (self.left, self.padding, self.holes) = (0, 0, None);
         let mut meta = Meta::default();
         for n in 0..=MAX_METAS {
             let Some(block) = self.block()? else {
@@ -116,7 +133,7 @@ impl<R: BufRead> Archive<R> {
             }
             let bytes = self.meta_bytes(size)?;
             match kind {
-                b'x' => meta.pax(&bytes)?,
+                b'x' => meta.pax(&bytes, self.takes_sparse)?,
                 b'g' => only_comments(&bytes)?,
                 b'L' => set_once(&mut meta.path, until_nul(&bytes))?,
                 _ => set_once(&mut meta.link, until_nul(&bytes))?,
@@ -127,28 +144,51 @@ impl<R: BufRead> Archive<R> {
 
     /// The next bytes of the present file, at most as many as the reader has at hand; empty at its end.
     pub fn fill(&mut self) -> io::Result<&[u8]> {
-        if self.left == 0 {
+        let most = match &self.holes {
+            Some(holes) if holes.next_hole() > 0 => return Ok(holes.zeros()),
+            Some(holes) => holes.next_data(),
+            None => self.left,
+        };
+        if self.left == 0 || most == 0 {
             return Ok(&[]);
         }
         let bytes = self.inner.fill_buf()?;
         if bytes.is_empty() {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ends in the middle of a file"));
         }
-        let n = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let n = bytes.len().min(usize::try_from(most.min(self.left)).unwrap_or(usize::MAX));
         Ok(&bytes[..n])
+    }
+
+    /// Passes over the zeros that come next and are not in the archive; says how many.
+    pub fn pass_hole(&mut self) -> u64 {
+        self.holes.as_mut().map_or(0, |holes| {
+            let hole = holes.next_hole();
+            holes.pass(hole);
+            hole
+        })
     }
 
     /// Takes what [`fill`](Self::fill) gave.
     pub fn consume(&mut self, n: usize) {
+        if let Some(holes) = &mut self.holes {
+            let hole = holes.next_hole() > 0;
+            holes.pass(n as u64);
+            if hole {
+                return;
+            }
+        }
         self.inner.consume(n);
         self.left -= n as u64;
         self.offset += n as u64;
     }
 
     fn member(&mut self, b: &[u8; BLOCK], meta: Meta) -> Result<Member, ParseError> {
-        let path = match meta.path {
-            Some(p) => p,
-            None => header_path(b),
+        let path = match (&meta.sparse.name, meta.path) {
+            // The other name is one for readers that know no sparse files.
+            (Some(name), _) => name.clone(),
+            (None, Some(p)) => p,
+            (None, None) => header_path(b),
         };
         let link = meta.link.unwrap_or_else(|| until_nul(&b[157..257]));
         if path.is_empty() {
@@ -171,6 +211,7 @@ impl<R: BufRead> Archive<R> {
             // Before POSIX, a directory was a file with a slash at its end.
             0 if path.ends_with(b"/") => MemberKind::Directory,
             b'0' | 0 | b'7' => MemberKind::File(size),
+            b'S' if self.takes_sparse => MemberKind::File(size),
             b'1' => MemberKind::HardLink(link),
             b'2' => MemberKind::Symlink(link),
             b'5' => MemberKind::Directory,
@@ -185,17 +226,26 @@ impl<R: BufRead> Archive<R> {
         if matches!(&kind, MemberKind::HardLink(l) | MemberKind::Symlink(l) if l.is_empty()) {
             return bad("a link without a target");
         }
-        match kind {
+        let mut sparse = false;
+        let kind = match kind {
             MemberKind::File(size) => {
                 self.left = size;
                 self.padding = size.wrapping_neg() % BLOCK as u64;
-                if size > i64::MAX as u64 - BLOCK as u64 {
-                    return bad(format!("a file of {size} bytes"));
-                }
+                check_size(size)?;
+                let holes = match b[156] {
+                    b'S' if meta.sparse.any() => return bad("a file that is sparse in two ways"),
+                    b'S' => Some(self.old_sparse_map(b)?),
+                    _ if meta.sparse.any() => Some(self.pax_sparse_map(&meta.sparse)?),
+                    _ => None,
+                };
+                sparse = holes.is_some();
+                self.holes = holes;
+                MemberKind::File(self.holes.as_ref().map_or(size, Holes::size))
             }
+            _ if meta.sparse.any() => return bad("a sparse entry that is no file"),
             _ if size != 0 => return bad("content on an entry that has none"),
-            _ => {}
-        }
+            other => other,
+        };
         let or_header = |pax: Option<u64>, range: std::ops::Range<usize>| match pax {
             Some(n) => Ok(n),
             None => number(&b[range]),
@@ -207,6 +257,7 @@ impl<R: BufRead> Archive<R> {
         Ok(Member {
             path,
             kind,
+            sparse,
             mode: (number(&b[100..108])? & 0o7777) as u32,
             uid: id(or_header(meta.uid, 108..116)?, "owner")?,
             gid: id(or_header(meta.gid, 116..124)?, "group")?,
@@ -275,7 +326,7 @@ impl<R: BufRead> Archive<R> {
 }
 
 impl Meta {
-    fn pax(&mut self, bytes: &[u8]) -> Result<(), ParseError> {
+    fn pax(&mut self, bytes: &[u8], takes_sparse: bool) -> Result<(), ParseError> {
         for_records(bytes, |key, value| {
             let text = || std::str::from_utf8(value).ok();
             let int = || match text().and_then(|t| t.parse::<u64>().ok()) {
@@ -295,9 +346,10 @@ impl Meta {
                 b"hdrcharset" if value != b"BINARY" && value != b"ISO-IR 10646 2000 UTF-8" => {
                     return bad("names in an unknown character set");
                 }
-                k if k.starts_with(b"GNU.sparse.") => {
+                k if k.starts_with(b"GNU.sparse.") && !takes_sparse => {
                     return bad("a sparse file: archive it without --sparse");
                 }
+                k if k.starts_with(b"GNU.sparse.") => self.sparse.take(&k[11..], value)?,
                 k => {
                     if let Some(name) = k.strip_prefix(b"SCHILY.xattr.")
                         && !name.is_empty()
@@ -324,6 +376,14 @@ fn only_comments(bytes: &[u8]) -> Result<(), ParseError> {
         }
         _ => Ok(()),
     })
+}
+
+/// Sizes with which offsets can be reckoned.
+fn check_size(size: u64) -> Result<(), ParseError> {
+    match size > i64::MAX as u64 - BLOCK as u64 {
+        true => bad(format!("a file of {size} bytes")),
+        false => Ok(()),
+    }
 }
 
 /// Calls `f` with key and value of each `LENGTH key=value\n`.

@@ -254,6 +254,9 @@ impl Lower<'_> {
             dest: BOUND.to_owned(),
             chown: None,
             chmod: None,
+            exclude: Vec::new(),
+            parents: false,
+            link: false,
             unpack: Unpack::Never,
             identity: identity.finish(),
         };

@@ -5,11 +5,11 @@ use super::{From, Layer, Lower, Planned, SCRIPTS, State, Step, absolute, argv};
 use crate::build::refuse::is_address;
 use crate::build::scope::is_proxy;
 use crate::user;
-use keelway_dockerfile::{Command, Run, Transfer, Word, expand_heredoc};
+use keelway_dockerfile::{Command, Ignore, Run, Transfer, Word, expand_heredoc};
 use keelway_model::mount::RunMount;
 use keelway_model::oci::DEFAULT_PATH;
 use keelway_model::plan::{CopyFrom, CopyOp, ExecOp, MkdirOp, Network, Unpack, UserSpec};
-use keelway_model::{NodeId, Op};
+use keelway_model::{Chmod, NodeId, Op};
 use std::collections::BTreeMap;
 
 impl Lower<'_> {
@@ -131,10 +131,12 @@ impl Lower<'_> {
         };
         let chmod = match &t.chmod {
             Some(word) => {
-                Some(mode(&self.value(state, step, word)?).map_err(|(code, e)| step.error(code, word, e))?)
+                let mode = self.value(state, step, word)?.parse::<Chmod>();
+                Some(mode.map_err(|e| step.error("D0206", word, format!("--chmod: {e}")))?)
             }
             None => None,
         };
+        let exclude = self.excluded(step, t)?;
         let from = match &t.from {
             Some(word) => match self.origin(step, word)? {
                 Some(chain) => Some(chain),
@@ -150,16 +152,18 @@ impl Lower<'_> {
             from,
             dest: dest.clone(),
             chown: chown.clone(),
-            chmod,
+            chmod: chmod.clone(),
+            exclude: exclude.clone(),
+            parents: t.parents.is_some(),
+            link: t.link.is_some(),
             unpack,
             identity,
         };
         if !sources.is_empty() {
             let created_by = said(&sources);
             let origin = if from.is_some() { CopyFrom::Stage } else { CopyFrom::Context };
-            let needs = [state.chain].into_iter().chain(from).collect();
             let op = op(sources, origin, unpack, self.identity(step, 0));
-            state.chain = self.plan.add(step.name.clone(), needs, Op::Copy(op));
+            self.copy(state, step, op, from);
             self.record(state, step, created_by, Layer::One)?;
         }
         if !t.contents.is_empty() {
@@ -167,10 +171,24 @@ impl Lower<'_> {
             let names: Vec<String> = files.iter().map(|(n, _)| format!("<<{n}")).collect();
             let created_by = said(&names);
             let op = op(Vec::new(), CopyFrom::Inline(files), Unpack::Never, self.identity(step, 1));
-            state.chain = self.plan.add(step.name.clone(), vec![state.chain], Op::Copy(op));
+            self.copy(state, step, op, None);
             self.record(state, step, created_by, Layer::One)?;
         }
         Ok(())
+    }
+
+    /// A copy into the chain; a link is made on its own, at any time, and put there.
+    fn copy(&mut self, state: &mut State, step: &Step<'_>, op: CopyOp, from: Option<NodeId>) {
+        if !op.link {
+            let needs = [state.chain].into_iter().chain(from).collect();
+            state.chain = self.plan.add(step.name.clone(), needs, Op::Copy(op));
+            return;
+        }
+        let known = op.chown.as_ref().filter(|spec| user::is_by_name(spec)).map(|_| state.chain);
+        let needs = from.into_iter().chain(known).collect();
+        let made = self.plan.add(step.name.clone(), needs, Op::Copy(op));
+        let name = format!("{} (link)", step.name);
+        state.chain = self.plan.add(name, vec![state.chain, made], Op::Link);
     }
 
     /// What is copied, heredocs aside.
@@ -235,17 +253,16 @@ impl Lower<'_> {
         }
         Ok(files)
     }
-}
 
-/// `--chmod`: octal up to 7777.
-fn mode(text: &str) -> Result<u32, (&'static str, String)> {
-    let octal = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
-    match u32::from_str_radix(text, 8) {
-        Ok(mode) if octal && mode <= 0o7777 => Ok(mode),
-        _ if text.contains(['+', '-', '=', ',']) && !text.starts_with('-') => Err((
-            "D0201",
-            format!("the symbolic --chmod={text} is not supported yet: write an octal mode, for example 755"),
-        )),
-        _ => Err(("D0206", format!("--chmod={text} is not a mode: write it in octal, at most 7777"))),
+    /// The patterns of `--exclude`, as written: the reference replaces no variables in them.
+    fn excluded(&self, step: &Step<'_>, t: &Transfer) -> Planned<Vec<String>> {
+        let mut out = Vec::new();
+        for word in &t.exclude {
+            Ignore::from_patterns([word.text.as_bytes()])
+                .map_err(|e| step.error("D0206", word, format!("--exclude: {}", e.of_one_pattern())))?;
+            self.charge(step, word.text.len())?;
+            out.push(word.text.clone());
+        }
+        Ok(out)
     }
 }
