@@ -4,10 +4,10 @@
 //! reqwest client for plain http, one for https, and one for each host with roots of its own, made when
 //! first needed: parsing a system's bundle costs milliseconds that an offline command should not pay.
 
-use crate::error::{BodyError, DnsError, classify, host_of};
+use crate::error::{BodyError, DnsError, ReachError, classify, host_of};
 use crate::request::{Body, Request};
 use crate::settings::{ProxyUrl, Settings, SettingsError};
-use crate::{Blocking, HttpError, is_loopback, tls};
+use crate::{Blocking, HttpError, Reach, is_loopback, tls};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -41,6 +41,20 @@ enum Trust {
     Plain,
     Everywhere,
     Host(String),
+}
+
+impl Inner {
+    /// The hosts of the proxies.
+    fn proxies(&self) -> Vec<String> {
+        let proxy = &self.settings.proxy;
+        let hosts = [&proxy.http, &proxy.https].into_iter().flatten().filter_map(|p| p.url().host_str());
+        hosts.map(str::to_owned).collect()
+    }
+
+    /// Whether the host is one of them: then its resolver takes any address.
+    fn names_a_proxy(&self, url: &Url) -> bool {
+        url.host_str().is_some_and(|host| self.proxies().iter().any(|p| p == host))
+    }
 }
 
 impl std::fmt::Debug for Client {
@@ -78,6 +92,14 @@ impl Client {
         &self.inner.settings
     }
 
+    /// A client with the same settings that connects to other machines only, and connections of its own.
+    ///
+    /// # Errors
+    /// As [`Client::new`], which took these settings before.
+    pub fn for_strangers(&self) -> Result<Self, SettingsError> {
+        Self::new(Settings { reach: Reach::Strangers, ..self.inner.settings.clone() })
+    }
+
     /// A client with the same settings and more authorities for some hosts (`host` or `host:port`),
     /// and connections of its own.
     pub fn with_host_roots(&self, more: BTreeMap<String, Vec<crate::Pem>>) -> Result<Self, SettingsError> {
@@ -110,6 +132,8 @@ impl Client {
         let started = Instant::now();
         let total = total.or(self.inner.settings.deadlines.total);
         for hop in 0..=MAX_REDIRECTS {
+            let elsewhere = self.proxy_of(&url).is_some() || self.inner.names_a_proxy(&url);
+            self.inner.settings.reach.check(&url, elsewhere).await?;
             let active = Arc::new(Activity::new());
             let mut builder =
                 self.client_for(&url)?.request(method.clone(), url.clone()).headers(headers.clone());
@@ -228,7 +252,7 @@ impl Client {
             .user_agent(inner.user_agent.clone())
             .connect_timeout(deadlines.connect)
             .pool_idle_timeout(Duration::from_secs(15))
-            .dns_resolver(Arc::new(SystemResolver));
+            .dns_resolver(Arc::new(SystemResolver(inner.settings.reach, inner.proxies())));
         let proxy = &inner.settings.proxy;
         let direct = format!("{},localhost,127.0.0.0/8,::1", proxy.no_proxy);
         let made = |to: &Option<ProxyUrl>, make: fn(Url) -> reqwest::Result<Proxy>| {
@@ -287,15 +311,20 @@ impl Activity {
     }
 }
 
-/// getaddrinfo through tokio, with an error that [`classify`] recognises.
-struct SystemResolver;
+/// getaddrinfo through tokio, with errors that [`classify`] recognises. A proxy may be anywhere: it is named by its host
+/// here.
+struct SystemResolver(Reach, Vec<String>);
 
 impl Resolve for SystemResolver {
     fn resolve(&self, name: Name) -> Resolving {
+        let reach = if self.1.iter().any(|p| p == name.as_str()) { Reach::Anywhere } else { self.0 };
         Box::pin(async move {
             let found =
                 tokio::net::lookup_host((name.as_str(), 0)).await.map_err(|e| DnsError(e.to_string()))?;
-            let found: Vec<_> = found.collect();
+            let (found, out): (Vec<_>, Vec<_>) = found.partition(|a| reach.allows(a.ip()));
+            if let (true, Some(out)) = (found.is_empty(), out.first()) {
+                return Err(ReachError(out.ip()).into());
+            }
             Ok(Box::new(found.into_iter()) as Addrs)
         })
     }

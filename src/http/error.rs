@@ -111,6 +111,16 @@ pub enum HttpError {
         /// `from https to plain http`, ..
         why: String,
     },
+    /// An address that this client does not connect to.
+    #[error(
+        "{host} is not asked: its address {address} is this machine's own, link-local, or not of IPv4, which a private network does not reach"
+    )]
+    OutOfReach {
+        /// Host and port.
+        host: String,
+        /// What its name means.
+        address: std::net::IpAddr,
+    },
     /// A credential that cannot be sent.
     #[error("the password or token for {host} holds characters that cannot be in a header; log in again")]
     Credential {
@@ -167,6 +177,11 @@ pub(crate) fn host_of(url: &Url) -> String {
 #[error("{0}")]
 pub(crate) struct DnsError(pub(crate) String);
 
+/// The resolver found an address that is out of reach, likewise.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is out of reach")]
+pub(crate) struct ReachError(pub(crate) std::net::IpAddr);
+
 /// Our own body's error, likewise.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -183,6 +198,9 @@ pub(crate) fn classify(e: &reqwest::Error, url: &Url, proxy: Option<String>, aft
         let Some(c) = cause else { break };
         if let Some(dns) = c.downcast_ref::<DnsError>() {
             return HttpError::Dns { host, cause: dns.0.clone() };
+        }
+        if let Some(out) = c.downcast_ref::<ReachError>() {
+            return HttpError::OutOfReach { host, address: out.0 };
         }
         if let Some(body) = c.downcast_ref::<BodyError>() {
             return HttpError::Body { host, cause: body.0.to_string() };

@@ -8,6 +8,7 @@
 //!   elsewhere is followed without them, and never from https to http.
 //! - Every request has a deadline for connecting and one for silence; every body read into memory has a
 //!   limit that the caller names.
+//! - A client made [for strangers](Client::for_strangers) connects to other machines only.
 //! - HTTP/1.1 only: parallel transfers get connections, and so windows, of their own.
 //!
 //! There is an async face, [`Client`], and a blocking one, [`Blocking`], over the same code. This crate
@@ -16,6 +17,7 @@
 mod blocking;
 mod client;
 mod error;
+mod reach;
 mod request;
 mod settings;
 mod tls;
@@ -23,9 +25,11 @@ mod tls;
 pub use blocking::{Blocking, BlockingResponse};
 pub use client::{Client, Response};
 pub use error::{HttpError, TlsProblem};
+pub use reach::Reach;
 pub use request::{Auth, Body, Request};
 pub use settings::{Deadlines, Pem, ProxySettings, ProxyUrl, Settings, SettingsError};
 
+pub use bytes::Bytes;
 pub use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 pub use reqwest::{Method, StatusCode, Url};
 

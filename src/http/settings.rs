@@ -1,5 +1,6 @@
 //! What a client is told: roots, proxies, deadlines. Typed, complete, read from nowhere.
 
+use crate::Reach;
 use keelway_model::Redacted;
 use reqwest::Url;
 use std::collections::BTreeMap;
@@ -20,6 +21,8 @@ pub struct Settings {
     pub host_roots: BTreeMap<String, Vec<Pem>>,
     /// Proxies.
     pub proxy: ProxySettings,
+    /// Which addresses it connects to.
+    pub reach: Reach,
     /// Deadlines.
     pub deadlines: Deadlines,
     /// The `User-Agent`.
@@ -36,6 +39,7 @@ impl Default for Settings {
             extra_roots: Vec::new(),
             host_roots: BTreeMap::new(),
             proxy: ProxySettings::default(),
+            reach: Reach::default(),
             deadlines: Deadlines::default(),
             user_agent: concat!("keelway/", env!("CARGO_PKG_VERSION")).to_owned(),
         }

@@ -306,3 +306,25 @@ fn loopback_is_known_by_sight() {
         assert!(!is_loopback(no), "{no}");
     }
 }
+
+#[tokio::test]
+async fn a_name_leads_to_no_address_of_this_machine() {
+    let server = Server::start(None, |_| Reply::bytes("secret")).unwrap();
+    let strangers = client().for_strangers().unwrap();
+    for url in [server.url(), format!("http://{}/", server.host_by_name())] {
+        client().send(get(&url)).await.unwrap();
+        let e = strangers.send(get(&url)).await.unwrap_err();
+        assert!(matches!(&e, HttpError::OutOfReach { .. }), "{e:?}");
+        assert!(!e.is_transient());
+    }
+    assert_eq!(server.seen().len(), 2, "the second client never connected");
+    // A proxy may be on this machine: its name gives no way to what else is there.
+    let proxy = ProxySettings {
+        https: Some(format!("http://{}", server.host_by_name()).parse().unwrap()),
+        ..ProxySettings::default()
+    };
+    let strangers = Client::new(Settings { proxy, ..settings() }).unwrap().for_strangers().unwrap();
+    let e = strangers.send(get(&format!("http://{}/", server.host_by_name()))).await.unwrap_err();
+    assert!(matches!(&e, HttpError::OutOfReach { .. }), "{e:?}");
+    assert_eq!(server.seen().len(), 2);
+}

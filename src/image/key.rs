@@ -6,6 +6,7 @@
 
 use crate::copy::{self, chain, owner};
 use crate::error::StepError;
+use crate::fetch;
 use crate::select::{Source, Wanted, exclude};
 use crate::writer::inside;
 use keelway_dockerfile::Ignore;
@@ -24,13 +25,14 @@ pub struct KeyContext<'a> {
     pub ignore: &'a Ignore,
 }
 
-/// The key of a step; `None` for ops without one (`Base`, `Link`, `Assemble`, and all ops of a pipeline).
+/// The key of a step; `None` for ops without one (`Base`, `Link`, `Assemble`, a `Fetch` without a checksum, and all ops of a pipeline).
 /// `inputs` are the outputs of the node's needs, in order.
 pub fn key(op: &Op, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Option<CacheKey>, StepError> {
     match op {
         Op::Exec(op) => exec(op, inputs, cx).map(Some),
         Op::Mkdir(op) => Ok(Some(mkdir(op, chain(inputs, 0, "mkdir")?))),
         Op::Copy(op) => copied(op, inputs, cx).map(Some),
+        Op::Fetch(op) => Ok(fetch::key(op)),
         Op::Base(_)
         | Op::Link
         | Op::Assemble(_)

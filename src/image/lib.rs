@@ -12,6 +12,7 @@ pub mod base;
 pub mod build;
 pub mod copy;
 mod error;
+pub mod fetch;
 pub mod fuzz;
 pub mod import;
 pub mod key;

@@ -2,8 +2,8 @@
 //!
 //! [`Op`] is closed on purpose: adding one is a compile error wherever ops are performed or keyed.
 //! `pipeline` emits the stage ops ([`Op::Build`], [`Op::Steps`], [`Op::Push`], [`Op::Deploy`]); `image` lowers
-//! an `Op::Build` to a sub-plan of step ops ([`Op::Base`], [`Op::Exec`], [`Op::Copy`], [`Op::Link`], [`Op::Mkdir`],
-//! [`Op::Assemble`]). A plan is a value: it can be printed, tested and journalled before anything acts.
+//! an `Op::Build` to a sub-plan of step ops ([`Op::Base`], [`Op::Exec`], [`Op::Fetch`], [`Op::Copy`], [`Op::Link`],
+//! [`Op::Mkdir`], [`Op::Assemble`]). A plan is a value: it can be printed, tested and journalled before anything acts.
 
 use crate::chmod::Chmod;
 use crate::digest::Digest;
@@ -101,6 +101,8 @@ pub enum Op {
     Base(BaseOp),
     /// `RUN`: one process in a sandbox over the chain of need 0; its mounts name the other needs.
     Exec(ExecOp),
+    /// `ADD` of an address: a file as a chain of its own, for a copy to take it from.
+    Fetch(FetchOp),
     /// `COPY`, `ADD`: files into the chain of need 0, from the context or the chain of need 1.
     Copy(CopyOp),
     /// `COPY --link`: the snapshots of need 1, which was made on its own, on top of the chain of need 0.
@@ -121,6 +123,7 @@ impl Op {
             Self::Deploy(_) => "deploy",
             Self::Base(_) => "base",
             Self::Exec(_) => "exec",
+            Self::Fetch(_) => "fetch",
             Self::Copy(_) => "copy",
             Self::Link => "link",
             Self::Mkdir(_) => "mkdir",
@@ -345,6 +348,22 @@ pub struct ExecOp {
     #[serde(default)]
     pub limits: Limits,
     /// What names this step across builds: see [`crate::cache::CacheKey::identity`].
+    pub identity: Digest,
+}
+
+/// An `ADD` of a file by address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchOp {
+    /// http or https.
+    pub url: String,
+    /// What the file is called.
+    pub name: String,
+    /// `--checksum`: `sha256:..`, `sha384:..` or `sha512:..`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+    /// What a `RUN` of this build would reach; the fetch reaches no more. No part of the key.
+    pub network: Network,
+    /// What names this step across builds.
     pub identity: Digest,
 }
 

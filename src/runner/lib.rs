@@ -8,6 +8,7 @@
 mod agent;
 pub mod deploy;
 mod exec;
+mod fetch;
 pub mod lower;
 mod mounts;
 mod perform;

@@ -2,7 +2,7 @@
 
 use crate::pin::Pins;
 use crate::settings::Settings;
-use crate::{blocking, deploy, exec, lower, mounts, push, room, steps};
+use crate::{blocking, deploy, exec, fetch, lower, mounts, push, room, steps};
 use async_trait::async_trait;
 use keelway_container::network::{Networks, Settings as NetworkSettings, Uplink};
 use keelway_dockerfile::Ignore;
@@ -416,7 +416,7 @@ pub(crate) fn progress(ctx: &Ctx) -> keelway_registry::ProgressFn {
 #[async_trait]
 impl Perform for Performer {
     async fn key(&self, ctx: &Ctx, node: &Node, inputs: &[Output]) -> Result<Option<CacheKey>, Failure> {
-        if !matches!(node.op, Op::Exec(_) | Op::Copy(_) | Op::Mkdir(_)) {
+        if !matches!(node.op, Op::Exec(_) | Op::Fetch(_) | Op::Copy(_) | Op::Mkdir(_)) {
             return Ok(None);
         }
         let (open, store) = (self.build_of(ctx)?, self.store().clone());
@@ -435,7 +435,7 @@ impl Perform for Performer {
     async fn perform(&self, ctx: Ctx, node: &Node, inputs: Vec<Output>) -> Result<Performed, Failure> {
         let cancel = ctx.cancel.clone();
         // What only waits for the world is over when it is no longer wanted; processes and hosts are ended in order.
-        let waits = matches!(node.op, Op::Build(_) | Op::Base(_) | Op::Push(_));
+        let waits = matches!(node.op, Op::Build(_) | Op::Base(_) | Op::Fetch(_) | Op::Push(_));
         let done = tokio::select! {
             done = self.perform_op(ctx, node, inputs) => done,
             _ = cancel.cancelled(), if waits => Err(cancelled()),
@@ -465,6 +465,10 @@ impl Performer {
                 })
                 .await?;
                 self.seal(&ctx, node, below, upper).await.map(chain)
+            }
+            Op::Fetch(op) => {
+                locked(&self.keys).remove(&ctx.path);
+                fetch::run(self, &ctx, op).await.map(chain)
             }
             Op::Link => Ok(chain(keelway_image::link(chain_of(inputs.first())?, chain_of(inputs.last())?))),
             Op::Mkdir(op) => {

@@ -126,7 +126,7 @@ fn what_is_not_supported_is_refused_by_name(world: &World) -> Ended {
         "c",
         &[(
             "Dockerfile",
-            "FROM busybox\nRUN touch /ran\nRUN --device=vendor.example/gpu true\nADD https://example.com/x /x\n",
+            "FROM busybox\nRUN touch /ran\nRUN --device=vendor.example/gpu true\nADD ftp://example.com/x /x\n",
         )],
     );
     assert_snapshot!(refused(&env, 2, || build(&env, &dir, &[])), @r#"
@@ -136,11 +136,11 @@ fn what_is_not_supported_is_refused_by_name(world: &World) -> Ended {
     3 | RUN --device=vendor.example/gpu true
       |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^
 
-    error[D0201]: ADD of the address "https://example.com/x" is not supported yet
+    error[D0201]: ADD of the address "ftp://example.com/x" is not supported yet
      --> Dockerfile:4:5
       |
-    4 | ADD https://example.com/x /x
-      |     ^^^^^^^^^^^^^^^^^^^^^
+    4 | ADD ftp://example.com/x /x
+      |     ^^^^^^^^^^^^^^^^^^^
 
     2 errors; nothing was run
     "#);

@@ -11,6 +11,7 @@ mod container_death;
 mod copying;
 mod deploy;
 mod deploy_faults;
+mod fetching;
 mod fleet;
 mod kill;
 mod limits;
@@ -74,6 +75,7 @@ fn main() {
         container::TESTS,
         container_death::TESTS,
         copying::TESTS,
+        fetching::TESTS,
         pipeline::TESTS,
         shipped::TESTS,
         bad_input::TESTS,

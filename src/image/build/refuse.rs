@@ -1,6 +1,7 @@
 //! What is valid in a Dockerfile and not executed yet: refused before anything runs, by line and name.
 
 use super::Located;
+use crate::fetch;
 use keelway_dockerfile::{Kind, Run, Transfer, Word};
 use keelway_model::plan::Grant;
 use keelway_model::{Diagnostics, Span};
@@ -45,20 +46,20 @@ fn transfer_flags(name: &str, t: &Transfer, no: &mut dyn FnMut(Span, String)) {
     if let Some(span) = t.keep_git_dir {
         no(span, format!("{name} --keep-git-dir"));
     }
-    if let Some(checksum) = &t.checksum {
-        no(checksum.span, format!("{name} --checksum"));
-    }
     if name == "ADD" {
-        for source in t.sources.iter().filter(|s| is_address(&s.text)) {
-            no(source.span, format!("ADD of the address {:?}", source.text));
+        for source in &t.sources {
+            if let Some(what) = unfetched(&source.text) {
+                no(source.span, what);
+            }
         }
     }
 }
 
-/// A URL or a git address rather than a path.
-pub(super) fn is_address(source: &str) -> bool {
-    let scheme = source.split_once("://").map_or("", |(s, _)| s);
-    let is_url = !scheme.is_empty()
-        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
-    is_url || source.starts_with("git@")
+/// What a source of `ADD` is called that is neither a path nor fetched.
+pub(super) fn unfetched(source: &str) -> Option<String> {
+    match fetch::kind(source) {
+        fetch::Kind::Path | fetch::Kind::File => None,
+        fetch::Kind::Git => Some(format!("ADD of the git repository {source:?}")),
+        fetch::Kind::Other => Some(format!("ADD of the address {source:?}")),
+    }
 }

@@ -300,7 +300,28 @@ fn copies_as_planned() {
     assert_eq!(made.iter().map(|n| n.needs.len()).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(made[2].needs, [made[1].needs[0], links[1].id]);
     assert_eq!(links[2].needs, [links[1].id, made[2].id]);
+    // What is fetched is a chain of its own, and its own layer.
+    let sum = format!("sha256:{}", "0".repeat(64));
+    let p = plan(&format!(
+        "FROM base\nARG u=https://x/a*b\nADD a $u /d/\nADD --checksum={sum} --unpack=true --link --chmod=755 $u/c /d\n"
+    ));
+    let fetches: Vec<&Node> = p.nodes.iter().filter(|n| matches!(n.op, Op::Fetch(_))).collect();
+    let c = copies(&p);
+    assert_eq!(c.iter().map(|c| c.sources[0].as_str()).collect::<Vec<_>>(), ["a", "/file/a\\*b", "/file/c"]);
+    assert_eq!(c.iter().map(|c| c.unpack == Unpack::Archives).collect::<Vec<_>>(), [true, false, true]);
+    assert!(fetches.len() == 2 && fetches.iter().all(|n| n.needs.is_empty()));
+    let Op::Fetch(second) = &fetches[1].op else { unreachable!() };
+    assert_eq!((second.url.as_str(), second.checksum.as_deref()), ("https://x/a*b/c", Some(sum.as_str())));
+    assert_eq!(end(&p).history.iter().filter(|h| !h.empty_layer).count(), 3);
+    let none = BuildOptions { network: Network::None, ..options() };
+    let e = try_plan("FROM base\nADD https://x/y /z\n", none, &bases()).unwrap_err();
+    assert!(e.contains("Dockerfile:2:5") && e.contains("this build has no network"), "{e}");
     for (line, what) in [
+        ("ADD https://x/ /d/", "names no file"),
+        ("ADD --checksum=sha256:12 https://x/y /d", "write sha256:"),
+        ("ADD --checksum=sha256:12 y /d", "for an ADD of one address"),
+        ("ADD --checksum=sha256:12 https://x/y https://x/z /d/", "for an ADD of one address"),
+        ("COPY --checksum=sha256:12 y /d", "COPY has no flag --checksum"),
         ("COPY a b c", "ends in /"),
         ("COPY --chmod=u+z a b", "changes like u=rwX"),
         ("COPY --exclude=a --exclude=[ a b", "--exclude: malformed pattern"),
@@ -333,14 +354,13 @@ fn the_machines_network_is_granted_and_never_taken() {
 }
 
 /// Valid lines that are refused, and how they are named.
-const REFUSED: [(&str, &str); 8] = [
+const REFUSED: [(&str, &str); 7] = [
     ("RUN --network=web y", "RUN --network=web"),
     ("RUN --security=insecure y", "RUN --security=insecure"),
     ("RUN --device=x y", "RUN --device"),
-    ("ADD https://x.example/y /z", "ADD of the address"),
-    ("ADD git@x:y /z", "ADD of the address"),
-    ("ADD $U/y /z", "ADD of the address"),
-    ("ADD --checksum=sha256:x y /z", "ADD --checksum"),
+    ("ADD ftp://x.example/y /z", "ADD of the address"),
+    ("ADD git@x:y /z", "ADD of the git repository"),
+    ("ADD $U/y.git#main /z", "ADD of the git repository"),
     ("ADD --keep-git-dir y /z", "ADD --keep-git-dir"),
 ];
 

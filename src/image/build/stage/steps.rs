@@ -2,15 +2,22 @@
 
 use super::mounts::Mounted;
 use super::{From, Layer, Lower, Planned, SCRIPTS, State, Step, absolute, argv};
-use crate::build::refuse::is_address;
+use crate::build::refuse::unfetched;
 use crate::build::scope::is_proxy;
-use crate::user;
-use keelway_dockerfile::{Command, Ignore, Run, Transfer, Word, expand_heredoc};
+use crate::{fetch, user};
+use keelway_dockerfile::{Command, Ignore, Kind, Run, Transfer, Word, expand_heredoc};
 use keelway_model::mount::RunMount;
 use keelway_model::oci::DEFAULT_PATH;
-use keelway_model::plan::{CopyFrom, CopyOp, ExecOp, MkdirOp, Network, Unpack, UserSpec};
+use keelway_model::plan::{CopyFrom, CopyOp, ExecOp, FetchOp, MkdirOp, Network, Unpack, UserSpec};
 use keelway_model::{Chmod, NodeId, Op};
 use std::collections::BTreeMap;
+
+/// The sources of a copy that are no heredocs.
+struct Sources {
+    paths: Vec<String>,
+    /// With where they stand.
+    addresses: Vec<(String, Word)>,
+}
 
 impl Lower<'_> {
     pub(super) fn workdir(&mut self, state: &mut State, step: &Step<'_>, word: &Word) -> Planned<()> {
@@ -119,7 +126,7 @@ impl Lower<'_> {
         t: &Transfer,
         unpack: Unpack,
     ) -> Planned<()> {
-        let sources = self.sources(state, step, t, unpack)?;
+        let Sources { paths: sources, addresses } = self.sources(state, step, t)?;
         let (said_dest, dest) = self.destination(state, step, t)?;
         let chown = match &t.chown {
             Some(word) => {
@@ -174,6 +181,15 @@ impl Lower<'_> {
             self.copy(state, step, op, None);
             self.record(state, step, created_by, Layer::One)?;
         }
+        for (url, word) in addresses {
+            let created_by = said(std::slice::from_ref(&url));
+            let (fetched, source) = self.fetched(state, step, t, (url, &word), &dest)?;
+            // What comes from elsewhere is unpacked where that is asked for.
+            let unpack = if t.unpack.is_some_and(|(on, _)| on) { Unpack::Archives } else { Unpack::Never };
+            let op = op(vec![source], CopyFrom::Stage, unpack, self.identity(step, 254));
+            self.copy(state, step, op, Some(fetched));
+            self.record(state, step, created_by, Layer::One)?;
+        }
         Ok(())
     }
 
@@ -191,18 +207,61 @@ impl Lower<'_> {
         state.chain = self.plan.add(name, vec![state.chain, made], Op::Link);
     }
 
-    /// What is copied, heredocs aside.
-    fn sources(&self, state: &State, step: &Step<'_>, t: &Transfer, unpack: Unpack) -> Planned<Vec<String>> {
-        let sources = t.sources.iter().map(|s| self.value(state, step, s)).collect::<Planned<Vec<_>>>()?;
-        let address =
-            sources.iter().zip(&t.sources).find(|(s, _)| unpack == Unpack::Archives && is_address(s));
-        match address {
-            Some((source, word)) => {
-                let message = format!("ADD of the address {source:?} is not supported yet");
-                Err(step.error("D0201", word, message))
+    /// What is copied, heredocs aside: paths, and the addresses of `ADD`.
+    fn sources(&self, state: &State, step: &Step<'_>, t: &Transfer) -> Planned<Sources> {
+        let (mut paths, mut addresses) = (Vec::new(), Vec::new());
+        let add = matches!(step.located.instruction.kind, Kind::Add(_));
+        for word in &t.sources {
+            let source = self.value(state, step, word)?;
+            if !add || fetch::kind(&source) == fetch::Kind::Path {
+                paths.push(source);
+            } else if let Some(what) = unfetched(&source) {
+                return Err(step.error("D0201", word, format!("{what} is not supported yet")));
+            } else {
+                addresses.push((source, word.clone()));
             }
-            None => Ok(sources),
         }
+        if let Some(word) = t.checksum.as_ref().filter(|_| t.sources.len() != 1 || addresses.len() != 1) {
+            return Err(step.error("D0206", word, "--checksum is for an ADD of one address"));
+        }
+        Ok(Sources { paths, addresses })
+    }
+
+    /// The node that fetches what an address names, and the copy's source in it.
+    fn fetched(
+        &mut self,
+        state: &State,
+        step: &Step<'_>,
+        t: &Transfer,
+        (url, word): (String, &Word),
+        dest: &str,
+    ) -> Planned<(NodeId, String)> {
+        let network = self.build.options.network;
+        if network == Network::None {
+            return Err(step.error("D0206", word, "this build has no network: nothing can be fetched"));
+        }
+        let checksum = match &t.checksum {
+            Some(word) => {
+                let text = self.value(state, step, word)?;
+                fetch::check(&text).map_err(|e| step.error("D0206", word, e))?;
+                Some(text)
+            }
+            None => None,
+        };
+        let name = match fetch::name(&url) {
+            Some(name) => name,
+            None if dest.ends_with('/') => {
+                let message = format!(
+                    "the address {url:?} names no file: the destination must be one, without a / at its end"
+                );
+                return Err(step.error("D0206", word, message));
+            }
+            None => "file".to_owned(),
+        };
+        let source = fetch::source(&name);
+        let identity = self.identity(step, 255);
+        let op = FetchOp { url, name, checksum, network, identity };
+        Ok((self.plan.add(format!("{} (fetch)", step.name), Vec::new(), Op::Fetch(op)), source))
     }
 
     /// Where a copy goes: as it was written, for the history, and as an absolute path that ends in `/` where it names a
