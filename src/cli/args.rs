@@ -297,6 +297,9 @@ pub enum ImageVerb {
         /// An ssh agent for RUN --mount=type=ssh [default socket: that of SSH_AUTH_SOCK]
         #[arg(long, value_name = "ID[=SOCKET]")]
         ssh: Vec<String>,
+        /// The ssh configuration file to reach repositories with [default: none for those that ADD names]
+        #[arg(long, value_name = "FILE")]
+        git_ssh_config: Option<PathBuf>,
         /// The network of each RUN that names none
         #[arg(long, value_enum, default_value_t = RunNetwork::Private, value_name = "NETWORK")]
         network: RunNetwork,

@@ -121,7 +121,9 @@ impl Shared {
         match op {
             Op::Exec(_) | Op::Copy(_) | Op::Link | Op::Mkdir(_) | Op::Assemble(_) => &self.work,
             Op::Steps(_) => &self.steps,
-            Op::Build(_) | Op::Base(_) | Op::Fetch(_) | Op::Push(_) | Op::Deploy(_) => &self.outside,
+            Op::Build(_) | Op::Base(_) | Op::Fetch(_) | Op::Git(_) | Op::Push(_) | Op::Deploy(_) => {
+                &self.outside
+            }
         }
     }
 }

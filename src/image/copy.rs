@@ -259,7 +259,8 @@ impl<'a, 'w> Copy<'a, 'w> {
             // A socket means nothing without the process that listens on it.
             TreeKind::Socket => Ok(()),
             TreeKind::Submodule => Err(StepError::Refused(format!(
-                "{path} is a git submodule: submodules are not supported yet"
+                "{path} is a git submodule: submodules are not supported yet (?submodules=false in the address of a \
+                 repository leaves their folders empty)"
             ))),
             TreeKind::Directory => {
                 Err(StepError::Inputs { op: "copy", why: "a directory where a file was expected" })

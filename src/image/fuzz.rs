@@ -15,6 +15,13 @@ pub fn fuzz_chmod(data: &[u8]) {
     }
 }
 
+/// Addresses of repositories.
+pub fn fuzz_git_address(data: &[u8]) {
+    if let Ok(address) = crate::git::Address::parse(&String::from_utf8_lossy(data)) {
+        assert!(address.folder.is_none_or(|f| !f.starts_with('/') && f.split('/').all(|part| part != "..")));
+    }
+}
+
 /// /etc/passwd, /etc/group and user specifications.
 pub fn fuzz_users(data: &[u8]) {
     crate::user::read_any(data);
@@ -34,6 +41,8 @@ mod tests {
             }
             super::fuzz_chmod(text.as_bytes());
             super::fuzz_chmod(&data);
+            super::fuzz_git_address(format!("https://x/y?{text}").as_bytes());
+            super::fuzz_git_address(&data);
             super::fuzz_users(&data);
             super::fuzz_users(text.as_bytes());
         }

@@ -25,7 +25,8 @@ pub struct KeyContext<'a> {
     pub ignore: &'a Ignore,
 }
 
-/// The key of a step; `None` for ops without one (`Base`, `Link`, `Assemble`, a `Fetch` without a checksum, and all ops of a pipeline).
+/// The key of a step; `None` for ops without one (`Base`, `Link`, `Assemble`, a `Fetch` without a checksum, and all ops of a pipeline),
+/// and for `Git`, whose key is made where the commit is known ([`crate::git::key`]).
 /// `inputs` are the outputs of the node's needs, in order.
 pub fn key(op: &Op, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Option<CacheKey>, StepError> {
     match op {
@@ -34,6 +35,7 @@ pub fn key(op: &Op, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Option<Cac
         Op::Copy(op) => copied(op, inputs, cx).map(Some),
         Op::Fetch(op) => Ok(fetch::key(op)),
         Op::Base(_)
+        | Op::Git(_)
         | Op::Link
         | Op::Assemble(_)
         | Op::Build(_)

@@ -14,6 +14,7 @@ pub mod copy;
 mod error;
 pub mod fetch;
 pub mod fuzz;
+pub mod git;
 pub mod import;
 pub mod key;
 pub mod mkdir;

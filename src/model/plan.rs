@@ -2,8 +2,8 @@
 //!
 //! [`Op`] is closed on purpose: adding one is a compile error wherever ops are performed or keyed.
 //! `pipeline` emits the stage ops ([`Op::Build`], [`Op::Steps`], [`Op::Push`], [`Op::Deploy`]); `image` lowers
-//! an `Op::Build` to a sub-plan of step ops ([`Op::Base`], [`Op::Exec`], [`Op::Fetch`], [`Op::Copy`], [`Op::Link`],
-//! [`Op::Mkdir`], [`Op::Assemble`]). A plan is a value: it can be printed, tested and journalled before anything acts.
+//! an `Op::Build` to a sub-plan of step ops ([`Op::Base`], [`Op::Exec`], [`Op::Fetch`], [`Op::Git`], [`Op::Copy`],
+//! [`Op::Link`], [`Op::Mkdir`], [`Op::Assemble`]). A plan is a value: it can be printed, tested and journalled before anything acts.
 
 use crate::chmod::Chmod;
 use crate::digest::Digest;
@@ -103,6 +103,8 @@ pub enum Op {
     Exec(ExecOp),
     /// `ADD` of an address: a file as a chain of its own, for a copy to take it from.
     Fetch(FetchOp),
+    /// `ADD` of a repository: its files as a chain of their own, likewise.
+    Git(GitOp),
     /// `COPY`, `ADD`: files into the chain of need 0, from the context or the chain of need 1.
     Copy(CopyOp),
     /// `COPY --link`: the snapshots of need 1, which was made on its own, on top of the chain of need 0.
@@ -124,6 +126,7 @@ impl Op {
             Self::Base(_) => "base",
             Self::Exec(_) => "exec",
             Self::Fetch(_) => "fetch",
+            Self::Git(_) => "git",
             Self::Copy(_) => "copy",
             Self::Link => "link",
             Self::Mkdir(_) => "mkdir",
@@ -361,6 +364,29 @@ pub struct FetchOp {
     /// `--checksum`: `sha256:..`, `sha384:..` or `sha512:..`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,
+    /// What a `RUN` of this build would reach; the fetch reaches no more. No part of the key.
+    pub network: Network,
+    /// What names this step across builds.
+    pub identity: Digest,
+}
+
+/// An `ADD` of a git repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitOp {
+    /// The address, without reference and folder.
+    pub url: String,
+    /// Branch, tag, full reference or commit; `HEAD`.
+    pub reference: String,
+    /// Only this folder of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
+    /// The id of the commit that it must be, or its beginning, in lower case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+    /// `--keep-git-dir`: with a `.git`.
+    pub keep_git_dir: bool,
+    /// Whether submodules are wanted; else their folders are empty.
+    pub submodules: bool,
     /// What a `RUN` of this build would reach; the fetch reaches no more. No part of the key.
     pub network: Network,
     /// What names this step across builds.

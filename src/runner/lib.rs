@@ -9,6 +9,7 @@ mod agent;
 pub mod deploy;
 mod exec;
 mod fetch;
+mod git;
 pub mod lower;
 mod mounts;
 mod perform;

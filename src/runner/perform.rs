@@ -2,7 +2,7 @@
 
 use crate::pin::Pins;
 use crate::settings::Settings;
-use crate::{blocking, deploy, exec, fetch, lower, mounts, push, room, steps};
+use crate::{blocking, deploy, exec, fetch, git, lower, mounts, push, room, steps};
 use async_trait::async_trait;
 use keelway_container::network::{Networks, Settings as NetworkSettings, Uplink};
 use keelway_dockerfile::Ignore;
@@ -109,6 +109,8 @@ pub struct Performer {
     pub(crate) dockerfile: Option<keelway_model::SourceText>,
     /// What references mean in this run.
     pins: Pins,
+    /// What references of repositories mean in this run.
+    pub(crate) repositories: git::Repositories,
     /// By the path of the build's node.
     builds: Mutex<HashMap<Vec<NodeId>, Arc<OpenBuild>>>,
     /// Keys that were asked for, until their step is done.
@@ -161,6 +163,7 @@ impl Performer {
             rules,
             dockerfile: None,
             pins: Pins::default(),
+            repositories: git::Repositories::default(),
             builds: Mutex::default(),
             keys: Mutex::default(),
             layers: Mutex::default(),
@@ -325,6 +328,11 @@ impl Performer {
         self.seal(ctx, node, below, upper).await
     }
 
+    /// The key that was asked for.
+    fn key_taken(&self, ctx: &Ctx) -> Result<CacheKey, Failure> {
+        locked(&self.keys).remove(&ctx.path).ok_or_else(|| Failure::bug("a build step without a key"))
+    }
+
     /// Freezes what a step wrote, and begins to write its layer beside the next step.
     async fn seal(
         &self,
@@ -333,8 +341,7 @@ impl Performer {
         below: Chain,
         upper: keelway_store::Upper,
     ) -> Result<Chain, Failure> {
-        let key =
-            locked(&self.keys).remove(&ctx.path).ok_or_else(|| Failure::bug("a build step without a key"))?;
+        let key = self.key_taken(ctx)?;
         let chain =
             blocking(move || keelway_image::extend(&below, upper, &key).map_err(|e| step_failure(&e)))
                 .await?;
@@ -416,6 +423,11 @@ pub(crate) fn progress(ctx: &Ctx) -> keelway_registry::ProgressFn {
 #[async_trait]
 impl Perform for Performer {
     async fn key(&self, ctx: &Ctx, node: &Node, inputs: &[Output]) -> Result<Option<CacheKey>, Failure> {
+        if let Op::Git(op) = &node.op {
+            let key = git::key_of(self, ctx, op).await?;
+            locked(&self.keys).insert(ctx.path.clone(), key.clone());
+            return Ok(Some(key));
+        }
         if !matches!(node.op, Op::Exec(_) | Op::Fetch(_) | Op::Copy(_) | Op::Mkdir(_)) {
             return Ok(None);
         }
@@ -435,7 +447,7 @@ impl Perform for Performer {
     async fn perform(&self, ctx: Ctx, node: &Node, inputs: Vec<Output>) -> Result<Performed, Failure> {
         let cancel = ctx.cancel.clone();
         // What only waits for the world is over when it is no longer wanted; processes and hosts are ended in order.
-        let waits = matches!(node.op, Op::Build(_) | Op::Base(_) | Op::Fetch(_) | Op::Push(_));
+        let waits = matches!(node.op, Op::Build(_) | Op::Base(_) | Op::Fetch(_) | Op::Git(_) | Op::Push(_));
         let done = tokio::select! {
             done = self.perform_op(ctx, node, inputs) => done,
             _ = cancel.cancelled(), if waits => Err(cancelled()),
@@ -469,6 +481,10 @@ impl Performer {
             Op::Fetch(op) => {
                 locked(&self.keys).remove(&ctx.path);
                 fetch::run(self, &ctx, op).await.map(chain)
+            }
+            Op::Git(op) => {
+                let key = self.key_taken(&ctx)?;
+                git::run(self, &ctx, op, key).await.map(chain)
             }
             Op::Link => Ok(chain(keelway_image::link(chain_of(inputs.first())?, chain_of(inputs.last())?))),
             Op::Mkdir(op) => {

@@ -44,6 +44,8 @@ pub struct Settings {
     pub secrets: BTreeMap<String, Redacted<Vec<u8>>>,
     /// `--ssh`: the sockets of the agents that they name.
     pub agents: BTreeMap<String, PathBuf>,
+    /// The ssh configuration for repositories that a Dockerfile adds; none is read where none is given.
+    pub add_ssh_config: Option<PathBuf>,
     /// What pushed files may have when they ask.
     pub allow: BTreeSet<Grant>,
     /// Addresses of private networks; `None` takes what is free.

@@ -133,7 +133,7 @@ fn checkout(settings: &Settings, at: &std::path::Path, dirty: bool) -> Result<Pi
 }
 
 /// What a checkout by git would do to the files and we do not (see [`CommitTree`]).
-fn attributes(tree: &CommitTree) -> Option<String> {
+pub(crate) fn attributes(tree: &CommitTree) -> Option<String> {
     let asked = tree.unapplied_attributes()?;
     Some(format!(
         ".gitattributes asks a checkout for {asked}, which is not done: files are used byte for byte as the commit holds them"

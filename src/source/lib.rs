@@ -2,8 +2,8 @@
 //!
 //! - [`RepoUrl`] checks an address before anything is opened or executed; [`Mirror`] keeps a bare copy of the
 //!   repository under a cache folder and resolves references in it to a [`Pinned`] commit;
-//! - [`CommitTree`] reads a commit's files straight from git's objects, so nothing is ever checked out; [`DirTree`]
-//!   reads a plain directory; both are a [`keelway_model::Tree`];
+//! - [`CommitTree`] reads a commit's files straight from git's objects, so nothing is ever checked out (and writes a
+//!   `.git` for who wants one); [`DirTree`] reads a plain directory; both are a [`keelway_model::Tree`];
 //! - [`Checkout`] is the work tree somebody stands in.
 //!
 //! Objects are read and written by libgit2; the network side of git's protocol is ours ([`GitSettings`] says with
@@ -14,6 +14,7 @@ mod connection;
 mod dir_tree;
 mod error;
 pub mod fuzz;
+mod git_dir;
 mod history;
 mod http;
 mod local;

@@ -1,5 +1,6 @@
 //! What the machine says about git: credentials, ssh, bounds. Typed; the environment and files are read by `cli`.
 
+use keelway_http::Reach;
 use keelway_model::Redacted;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -69,11 +70,20 @@ pub struct SshSettings {
     pub before: Vec<OsString>,
     /// A file for `ssh -F`, instead of the user's own.
     pub config: Option<PathBuf>,
+    /// The socket of an agent whose keys are the only ones.
+    pub agent: Option<PathBuf>,
+    /// Which machines it may connect to. Unless that is any, nothing of a configuration leads elsewhere.
+    pub reach: Reach,
+}
+
+impl SshSettings {
+    /// What `ssh -F` is given to read no configuration at all.
+    pub const NO_CONFIG: &'static str = "none";
 }
 
 impl Default for SshSettings {
     fn default() -> Self {
-        Self { program: "ssh".into(), before: Vec::new(), config: None }
+        Self { program: "ssh".into(), before: Vec::new(), config: None, agent: None, reach: Reach::Anywhere }
     }
 }
 

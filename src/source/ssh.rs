@@ -8,9 +8,11 @@ use crate::protocol::{self, Advertisement, ProtocolError};
 use crate::url::Transport;
 use crate::{GitSettings, RepoUrl, SourceError, SshSettings};
 use git2::Oid;
+use keelway_http::Reach;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::net::IpAddr;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,8 +22,9 @@ use std::time::Duration;
 /// Bytes of ssh's complaints that are kept.
 const COMPLAINTS: u64 = 16 << 10;
 
-/// The argument vector, program first. `None` for an address that is not ssh.
-pub(crate) fn argv(settings: &SshSettings, url: &RepoUrl) -> Option<Vec<OsString>> {
+/// The argument vector, program first; `to` is where the host is, where that was looked up. `None` for an address that is
+/// not ssh.
+pub(crate) fn argv(settings: &SshSettings, url: &RepoUrl, to: Option<IpAddr>) -> Option<Vec<OsString>> {
     let Transport::Ssh { user, host, port, path } = url.transport() else { return None };
     let mut argv: Vec<OsString> = vec![settings.program.clone().into_os_string()];
     argv.extend(settings.before.iter().cloned());
@@ -35,6 +38,25 @@ pub(crate) fn argv(settings: &SshSettings, url: &RepoUrl) -> Option<Vec<OsString
         "ServerAliveCountMax=4",
     ] {
         argv.extend(["-o".into(), option.into()]);
+    }
+    let mut option = |text: String| argv.extend(["-o".into(), text.into()]);
+    if let Some(agent) = &settings.agent {
+        // As a word of ssh's configuration, in which `%` begins a token.
+        let path = agent.display().to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%");
+        option(format!("IdentityAgent=\"{path}\""));
+        option("IdentityFile=none".to_owned());
+        option("PreferredAuthentications=publickey".to_owned());
+    }
+    if let Some(address) = to {
+        let alias = match port {
+            Some(port) if *port != 22 => format!("[{host}]:{port}"),
+            _ => host.clone(),
+        };
+        option(format!("HostName={address}"));
+        option(format!("HostKeyAlias={alias}"));
+        option("ProxyCommand=none".to_owned());
+        option("ControlPath=none".to_owned());
+        option("CanonicalizeHostname=no".to_owned());
     }
     argv.extend(["-T".into(), "-x".into()]);
     if let Some(config) = &settings.config {
@@ -72,7 +94,16 @@ impl<'a> Ssh<'a> {
         settings: &'a GitSettings,
         watch: Watch<'a>,
     ) -> Result<Self, SourceError> {
-        let argv = argv(&settings.ssh, url)
+        let to = match (settings.ssh.reach, url.transport()) {
+            (Reach::Anywhere, _) => None,
+            (reach, Transport::Ssh { host, .. }) => Some(
+                reach
+                    .find(host)
+                    .map_err(|e| SourceError::Unreachable { url: url.clone(), cause: e.to_string() })?,
+            ),
+            _ => None,
+        };
+        let argv = argv(&settings.ssh, url, to)
             .ok_or_else(|| SourceError::Protocol { url: url.clone(), what: "it is no ssh address".into() })?;
         let mut child = Command::new(&argv[0])
             .args(&argv[1..])
@@ -259,15 +290,46 @@ mod tests {
     #[test]
     fn s01_what_is_executed_is_a_value_with_an_end_of_options() {
         let url = RepoUrl::parse("ssh://git@example.com:2222/srv/it's!.git", Origin::File).unwrap();
-        let settings =
-            SshSettings { program: "ssh".into(), before: Vec::new(), config: Some("/etc/k/ssh".into()) };
-        let argv: Vec<String> =
-            argv(&settings, &url).unwrap().into_iter().map(|a| a.into_string().unwrap()).collect();
+        let words = |settings: &SshSettings, to: Option<IpAddr>| -> Vec<String> {
+            argv(settings, &url, to).unwrap().into_iter().map(|a| a.into_string().unwrap()).collect()
+        };
+        let settings = SshSettings { config: Some("/etc/k/ssh".into()), ..SshSettings::default() };
+        let argv = words(&settings, None);
         let end = argv.iter().position(|a| a == "--").unwrap();
         assert_eq!(&argv[end + 1..], ["git@example.com", "git-upload-pack '/srv/it'\\''s'\\!'.git'"]);
         let options = argv[..end].join(" ");
         for wanted in ["BatchMode=yes", "StrictHostKeyChecking=yes", "-F /etc/k/ssh", "-p 2222"] {
             assert!(options.contains(wanted), "{options}");
+        }
+        assert!(!options.contains("HostName") && !options.contains("Identity"), "{options}");
+        let settings = SshSettings { agent: Some("/run/a \"b%/s".into()), ..settings };
+        let argv = words(&settings, Some([192, 0, 2, 7].into()));
+        let options = argv[..argv.iter().position(|a| a == "--").unwrap()].join(" ");
+        for wanted in [
+            "IdentityAgent=\"/run/a \\\"b%%/s\"",
+            "IdentityFile=none",
+            "HostName=192.0.2.7",
+            "HostKeyAlias=[example.com]:2222",
+            "ProxyCommand=none",
+            "ControlPath=none",
+        ] {
+            assert!(options.contains(wanted), "{options}");
+        }
+    }
+
+    #[test]
+    fn ssh_asks_no_machine_out_of_reach() {
+        let http = keelway_http::Client::new(keelway_http::Settings::default()).unwrap();
+        let mut settings = GitSettings::new(http);
+        settings.ssh = SshSettings {
+            program: "/this/program/is/never/started".into(),
+            reach: Reach::Strangers,
+            ..SshSettings::default()
+        };
+        for host in ["127.0.0.1", "localhost"] {
+            let url = RepoUrl::parse(&format!("git@{host}:x"), Origin::File).unwrap();
+            let e = Ssh::open(&url, &settings, Watch::start(&url, &settings)).err().unwrap();
+            assert!(e.to_string().contains("which a private network does not reach"), "{e}");
         }
     }
 }

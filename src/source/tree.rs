@@ -96,7 +96,7 @@ impl CommitTree {
         &self.commit
     }
 
-    fn repo(&self) -> MutexGuard<'_, Repository> {
+    pub(crate) fn repo(&self) -> MutexGuard<'_, Repository> {
         self.repo.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -2,6 +2,7 @@
 
 use crate::build::{build, context, nodes, with_busybox};
 use crate::{Ended, Test, World};
+use keelway_tests::git::{GitHttp, GitRepo, GitSsh};
 use keelway_tests::server::{End, Reply, Seen, Server};
 use std::fs;
 use std::process::Command;
@@ -13,6 +14,8 @@ pub const TESTS: &[Test] = &[
     ("fetching::a_file_is_fetched_once_and_asked_about", a_file_is_fetched_once_and_asked_about),
     ("fetching::what_does_not_come_whole_is_not_taken", what_does_not_come_whole_is_not_taken),
     ("fetching::the_machine_itself_is_out_of_reach", the_machine_itself_is_out_of_reach),
+    ("fetching::a_repository_is_known_by_its_commit", a_repository_is_known_by_its_commit),
+    ("fetching::a_repository_by_ssh_and_by_token", a_repository_by_ssh_and_by_token),
 ];
 
 fn sha512(bytes: &[u8]) -> String {
@@ -113,6 +116,113 @@ fn the_machine_itself_is_out_of_reach(world: &World) -> Ended {
         let output = build(&env, &dir, &["--network", "none"]).expect(2);
         assert!(output.stderr.contains("this build has no network"), "{}", output.stderr);
     }
+    for (address, said) in [
+        (format!("https://localhost:{port}/x.git"), "which a private network does not reach"),
+        ("https://169.254.169.254/x.git".to_owned(), "which a private network does not reach"),
+        (format!("http://localhost:{port}/x.git"), "plain http"),
+        ("git@localhost:x".to_owned(), "this build has no ssh agent"),
+        ("file:///etc".to_owned(), "not supported"),
+    ] {
+        let dir = context(&env, "c", &[("Dockerfile", &format!("FROM busybox\nADD {address} /x\n"))]);
+        let output = build(&env, &dir, &[]);
+        assert!(output.code() != 0 && output.stderr.contains(said), "{address}: {}", output.stderr);
+    }
     assert_eq!(server.seen().len(), 0, "nobody was asked");
+    Ok(())
+}
+
+fn a_repository_is_known_by_its_commit(world: &World) -> Ended {
+    let env = with_busybox(world);
+    let projects = env.work().join("projects");
+    let repo = GitRepo::init(&projects.join("app.git")).expect("a repository can be made");
+    repo.write("docs/a b", "1\n").expect("files can be written");
+    repo.write("run", "#!/bin/sh\n").expect("files can be written");
+    repo.git(&["add", "-A"])
+        .and_then(|_| repo.git(&["update-index", "--chmod=+x", "run"]))
+        .expect("git works");
+    repo.git(&["commit", "-q", "-m", "one"]).expect("git works");
+    let first = repo.head().expect("there is one");
+    repo.git(&["tag", "v1"]).expect("git works");
+    repo.commit_file("more", "2\n").expect("git works");
+    let http = GitHttp::start(&projects, None, None).expect("a server can be started");
+    let url = http.url("app.git");
+    let text = format!(
+        "FROM busybox\n\
+         ADD --exclude=run --chown=7:8 {url} /head\n\
+         ADD {url}#v1:docs /docs/\n\
+         ADD --checksum={} --link {url}?tag=v1 /v1\n\
+         ADD --checksum={first} {url} /pinned\n\
+         ADD --keep-git-dir=true {url}#main /main/\n\
+         RUN set -e; cat /head/more /docs/a*; test ! -e /head/run; test ! -e /head/.git; test -x /v1/run; test ! -e /v1/more; \\\n\
+         [ $(stat -c %u:%g:%a /head/more) = 7:8:644 ]; cmp /pinned/run /v1/run; test ! -e /pinned/more; \\\n\
+         grep -q 'refs/heads/main' /main/.git/HEAD; test -s /main/.git/shallow; ls /main/.git/objects/pack/*.idx\n",
+        &first[..7]
+    );
+    let dir = context(&env, "c", &[("Dockerfile", &text)]);
+    let flags = ["--network", "host", "--format", "json"];
+    build(&env, &dir, &flags).expect(0);
+    http.server().forget();
+    let again = build(&env, &dir, &flags).expect(0);
+    assert_eq!(nodes(&again, "cache-miss"), [""; 0], "{}", again.stdout);
+    assert_eq!(http.server().count("POST", ""), 0, "nothing was sent again");
+    // A commit that is named whole is asked for by nobody.
+    let pinned = format!("FROM busybox\nADD --checksum={first} {url} /pinned\n");
+    let alone = context(&env, "alone", &[("Dockerfile", &pinned)]);
+    http.server().forget();
+    build(&env, &alone, &flags).expect(0);
+    let asked = http.server().seen().len();
+    build(&env, &alone, &flags).expect(0);
+    assert_eq!(http.server().seen().len(), asked);
+    // What stands on a branch is made again when the branch moves, and the rest is not.
+    repo.commit_file("more", "3\n").expect("git works");
+    let later = build(&env, &dir, &flags).expect(0);
+    let misses = nodes(&later, "cache-miss");
+    let fetched: Vec<_> = misses.iter().filter(|n| n.ends_with("(fetch)")).collect();
+    assert!(
+        fetched.len() == 2 && fetched.iter().all(|n| n.contains("/head") || n.contains("/main/")),
+        "{misses:?}"
+    );
+    assert!(misses.iter().all(|n| !n.contains("--link")), "{misses:?}");
+    for (flag, address, code, said) in [
+        ("--checksum=abcdef0", url.clone(), 1, "the checksum says abcdef0"),
+        ("", format!("{url}#gone"), 4, "has no branch, tag or commit"),
+        ("", format!("{url}#v1:none"), 1, "none does not exist"),
+        ("", http.url("none.git"), 4, "there is no repository"),
+    ] {
+        let text = format!("FROM busybox\nADD {flag} {address} /x\n");
+        let output = build(&env, &context(&env, "c", &[("Dockerfile", &text)]), &["--network", "host"]);
+        let output = output.expect(code);
+        assert!(output.stderr.contains(said), "{address}: {}", output.stderr);
+    }
+    Ok(())
+}
+
+fn a_repository_by_ssh_and_by_token(world: &World) -> Ended {
+    let env = with_busybox(world).with_var("KEELWAY_GIT_TOKEN", "of-the-person");
+    let projects = env.work().join("projects");
+    let repo = GitRepo::init(&projects.join("app.git")).expect("a repository can be made");
+    repo.commit_file("f", "1\n").expect("git works");
+    let ssh = GitSsh::start(&env.work().join("sshd")).expect("sshd starts");
+    let text = format!("FROM busybox\nADD {} /x\nRUN cat /x/f\n", ssh.url(repo.path()));
+    let dir = context(&env, "c", &[("Dockerfile", &text)]);
+    let config = ssh.config();
+    let config = config.to_str().expect("UTF-8");
+    build(&env, &dir, &["--network", "host", "--git-ssh-config", config]).expect(0);
+    let refused = build(&env, &dir, &["--network", "host"]).expect(1);
+    assert!(refused.stderr.contains("--ssh default"), "{}", refused.stderr);
+    // A private network leads to no machine by an alias.
+    let out = build(&env, &dir, &["--git-ssh-config", config]).expect(4);
+    assert!(out.stderr.contains(GitSsh::HOST), "{}", out.stderr);
+
+    let http =
+        GitHttp::start(&projects, None, Some(("x-access-token", "s3cret"))).expect("a server can be started");
+    let text = format!("FROM busybox\nADD {} /x\nRUN cat /x/f\n", http.url("app.git"));
+    let dir = context(&env, "c", &[("Dockerfile", &text)]);
+    let without = build(&env, &dir, &["--network", "host"]).expect(4);
+    assert!(without.stderr.contains("asks for authentication"), "{}", without.stderr);
+    // The person's own token is for what the person names.
+    assert!(http.server().seen().iter().all(|s| s.header("authorization").is_none()));
+    let token = env.with_var("GIT_AUTH_TOKEN", "s3cret");
+    build(&token, &dir, &["--network", "host", "--secret", "id=GIT_AUTH_TOKEN"]).expect(0);
     Ok(())
 }

@@ -33,6 +33,7 @@ pub struct BuildArgs {
     pub build_arg: Vec<String>,
     pub secret: Vec<String>,
     pub ssh: Vec<String>,
+    pub git_ssh_config: Option<PathBuf>,
     pub network: RunNetwork,
     pub limits: crate::limit_args::LimitArgs,
 }
@@ -90,6 +91,8 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
     }
     settings.secrets = secret_args::secrets(&args.secret)?;
     settings.agents = secret_args::agents(&args.ssh)?;
+    settings.git.ssh.config = settings::git_ssh_config(args.git_ssh_config.as_deref())?;
+    settings.add_ssh_config.clone_from(&settings.git.ssh.config);
     let tags = args.tag.iter().map(|t| reference(t)).collect::<Result<Vec<_>, _>>()?;
     if let Some(tag) = tags.iter().find(|t| t.digest.is_some()) {
         return Err(CommandError::usage(format!(

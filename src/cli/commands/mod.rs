@@ -248,12 +248,23 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
             build_arg,
             secret,
             ssh,
+            git_ssh_config,
             network,
             limits,
             names,
         }) => {
-            let limits = *limits;
-            let build = image::BuildArgs { dir, tag, file, target, build_arg, secret, ssh, network, limits };
+            let build = image::BuildArgs {
+                dir,
+                tag,
+                file,
+                target,
+                build_arg,
+                secret,
+                ssh,
+                git_ssh_config,
+                network,
+                limits: *limits,
+            };
             image::build(context, build, &names).await
         }
         Verb::Image(ImageVerb::Pull { image, names }) => image::pull(context, &image, &names).await,

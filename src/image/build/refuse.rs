@@ -43,9 +43,6 @@ fn run_flags(run: &Run, no: &mut dyn FnMut(Span, String)) {
 }
 
 fn transfer_flags(name: &str, t: &Transfer, no: &mut dyn FnMut(Span, String)) {
-    if let Some(span) = t.keep_git_dir {
-        no(span, format!("{name} --keep-git-dir"));
-    }
     if name == "ADD" {
         for source in &t.sources {
             if let Some(what) = unfetched(&source.text) {
@@ -58,8 +55,7 @@ fn transfer_flags(name: &str, t: &Transfer, no: &mut dyn FnMut(Span, String)) {
 /// What a source of `ADD` is called that is neither a path nor fetched.
 pub(super) fn unfetched(source: &str) -> Option<String> {
     match fetch::kind(source) {
-        fetch::Kind::Path | fetch::Kind::File => None,
-        fetch::Kind::Git => Some(format!("ADD of the git repository {source:?}")),
+        fetch::Kind::Path | fetch::Kind::File | fetch::Kind::Git => None,
         fetch::Kind::Other => Some(format!("ADD of the address {source:?}")),
     }
 }

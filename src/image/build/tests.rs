@@ -3,7 +3,7 @@
 use super::*;
 use keelway_dockerfile::parse;
 use keelway_model::mount::RunMount;
-use keelway_model::plan::{AssembleOp, CopyFrom, CopyOp, ExecOp, MkdirOp, Network, Op, Unpack};
+use keelway_model::plan::{AssembleOp, CopyFrom, CopyOp, ExecOp, GitOp, MkdirOp, Network, Op, Unpack};
 use keelway_model::{Digest, Node};
 
 pub(super) fn options() -> BuildOptions {
@@ -313,7 +313,28 @@ fn copies_as_planned() {
     let Op::Fetch(second) = &fetches[1].op else { unreachable!() };
     assert_eq!((second.url.as_str(), second.checksum.as_deref()), ("https://x/a*b/c", Some(sum.as_str())));
     assert_eq!(end(&p).history.iter().filter(|h| !h.empty_layer).count(), 3);
+    // So is a repository.
+    let p = plan(
+        "FROM base\nARG r=v1\nADD --keep-git-dir=true git@x:y.git#$r /d\n\
+         ADD --checksum=AB12 --link --exclude=*.md https://x/y.git?ref=${r}&subdir=a/b&submodules=false /d/\n",
+    );
+    let gits: Vec<&GitOp> =
+        p.nodes.iter().filter_map(|n| if let Op::Git(op) = &n.op { Some(op) } else { None }).collect();
+    let shown = |g: &GitOp| {
+        format!(
+            "{} {} {:?} {:?} {} {}",
+            g.url, g.reference, g.folder, g.checksum, g.keep_git_dir, g.submodules
+        )
+    };
+    assert_eq!(shown(gits[0]), "git@x:y.git v1 None None true true");
+    assert_eq!(shown(gits[1]), "https://x/y.git v1 Some(\"a/b\") Some(\"ab12\") false false");
+    let c = copies(&p);
+    let from: Vec<_> = c.iter().map(|c| (c.sources[0].as_str(), c.from == CopyFrom::Stage, c.link)).collect();
+    assert_eq!(from, [("/tree", true, false), ("/tree", true, true)]);
+    assert!(c[1].exclude == ["*.md"] && c[1].unpack == Unpack::Never);
     let none = BuildOptions { network: Network::None, ..options() };
+    let e = try_plan("FROM base\nADD git@x:y /z\n", none.clone(), &bases()).unwrap_err();
+    assert!(e.contains("this build has no network"), "{e}");
     let e = try_plan("FROM base\nADD https://x/y /z\n", none, &bases()).unwrap_err();
     assert!(e.contains("Dockerfile:2:5") && e.contains("this build has no network"), "{e}");
     for (line, what) in [
@@ -322,6 +343,11 @@ fn copies_as_planned() {
         ("ADD --checksum=sha256:12 y /d", "for an ADD of one address"),
         ("ADD --checksum=sha256:12 https://x/y https://x/z /d/", "for an ADD of one address"),
         ("COPY --checksum=sha256:12 y /d", "COPY has no flag --checksum"),
+        ("ADD --checksum=sha256:12 git@x:y /d", "commit's id"),
+        ("ADD --checksum=12 https://x/y.git?checksum=13 /d", "two ways"),
+        ("ADD https://x/y.git?rev=13 /d", "\"rev\" means nothing"),
+        ("ADD --keep-git-dir git@x:y#:sub /d", "names a folder of it"),
+        ("ADD --keep-git-dir https://x/y a /d/", "for an ADD of git repositories"),
         ("COPY a b c", "ends in /"),
         ("COPY --chmod=u+z a b", "changes like u=rwX"),
         ("COPY --exclude=a --exclude=[ a b", "--exclude: malformed pattern"),
@@ -354,14 +380,11 @@ fn the_machines_network_is_granted_and_never_taken() {
 }
 
 /// Valid lines that are refused, and how they are named.
-const REFUSED: [(&str, &str); 7] = [
+const REFUSED: [(&str, &str); 4] = [
     ("RUN --network=web y", "RUN --network=web"),
     ("RUN --security=insecure y", "RUN --security=insecure"),
     ("RUN --device=x y", "RUN --device"),
     ("ADD ftp://x.example/y /z", "ADD of the address"),
-    ("ADD git@x:y /z", "ADD of the git repository"),
-    ("ADD $U/y.git#main /z", "ADD of the git repository"),
-    ("ADD --keep-git-dir y /z", "ADD --keep-git-dir"),
 ];
 
 #[test]

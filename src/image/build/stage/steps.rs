@@ -4,11 +4,11 @@ use super::mounts::Mounted;
 use super::{From, Layer, Lower, Planned, SCRIPTS, State, Step, absolute, argv};
 use crate::build::refuse::unfetched;
 use crate::build::scope::is_proxy;
-use crate::{fetch, user};
+use crate::{fetch, git, user};
 use keelway_dockerfile::{Command, Ignore, Kind, Run, Transfer, Word, expand_heredoc};
 use keelway_model::mount::RunMount;
 use keelway_model::oci::DEFAULT_PATH;
-use keelway_model::plan::{CopyFrom, CopyOp, ExecOp, FetchOp, MkdirOp, Network, Unpack, UserSpec};
+use keelway_model::plan::{CopyFrom, CopyOp, ExecOp, FetchOp, GitOp, MkdirOp, Network, Unpack, UserSpec};
 use keelway_model::{Chmod, NodeId, Op};
 use std::collections::BTreeMap;
 
@@ -183,9 +183,14 @@ impl Lower<'_> {
         }
         for (url, word) in addresses {
             let created_by = said(std::slice::from_ref(&url));
-            let (fetched, source) = self.fetched(state, step, t, (url, &word), &dest)?;
-            // What comes from elsewhere is unpacked where that is asked for.
-            let unpack = if t.unpack.is_some_and(|(on, _)| on) { Unpack::Archives } else { Unpack::Never };
+            let (fetched, source, unpack) = if fetch::kind(&url) == fetch::Kind::Git {
+                (self.repository(state, step, t, (url, &word))?, git::source(), Unpack::Never)
+            } else {
+                let (fetched, source) = self.fetched(state, step, t, (url, &word), &dest)?;
+                // What comes from elsewhere is unpacked where that is asked for.
+                let wanted = t.unpack.is_some_and(|(on, _)| on);
+                (fetched, source, if wanted { Unpack::Archives } else { Unpack::Never })
+            };
             let op = op(vec![source], CopyFrom::Stage, unpack, self.identity(step, 254));
             self.copy(state, step, op, Some(fetched));
             self.record(state, step, created_by, Layer::One)?;
@@ -221,10 +226,58 @@ impl Lower<'_> {
                 addresses.push((source, word.clone()));
             }
         }
+        if let Some(span) = t.keep_git_dir
+            && !addresses.iter().any(|(a, _)| fetch::kind(a) == fetch::Kind::Git)
+        {
+            let message = "--keep-git-dir is for an ADD of git repositories";
+            return Err(Box::new(step.located.error("D0206", span, message)));
+        }
         if let Some(word) = t.checksum.as_ref().filter(|_| t.sources.len() != 1 || addresses.len() != 1) {
             return Err(step.error("D0206", word, "--checksum is for an ADD of one address"));
         }
         Ok(Sources { paths, addresses })
+    }
+
+    /// The node that fetches the repository that an address names.
+    fn repository(
+        &mut self,
+        state: &State,
+        step: &Step<'_>,
+        t: &Transfer,
+        (url, word): (String, &Word),
+    ) -> Planned<NodeId> {
+        let wrong = |e: String| step.error("D0206", word, format!("the repository {url:?}: {e}"));
+        let network = self.reached(step, word)?;
+        let mut address = git::Address::parse(&url).map_err(wrong)?;
+        if let Some(word) = &t.checksum {
+            let text = self.value(state, step, word)?;
+            address.must_be(&text).map_err(|e| step.error("D0206", word, format!("--checksum: {e}")))?;
+        }
+        let keep_git_dir = t.keep_git_dir.is_some() || address.keep_git_dir == Some(true);
+        if keep_git_dir && address.folder.is_some() {
+            return Err(wrong("a .git is for all of it, and this names a folder of it".to_owned()));
+        }
+        let op = GitOp {
+            url: address.url,
+            reference: address.reference.unwrap_or_else(|| "HEAD".to_owned()),
+            folder: address.folder,
+            checksum: address.commit,
+            keep_git_dir,
+            submodules: address.submodules.unwrap_or(true),
+            network,
+            identity: self.identity(step, 255),
+        };
+        Ok(self.plan.add(format!("{} (fetch)", step.name), Vec::new(), Op::Git(op)))
+    }
+
+    /// What a fetch of this build reaches.
+    fn reached(&self, step: &Step<'_>, word: &Word) -> Planned<Network> {
+        match self.build.options.network {
+            Network::None => {
+                Err(step.error("D0206", word, "this build has no network: nothing can be fetched"))
+            }
+            network => Ok(network),
+        }
     }
 
     /// The node that fetches what an address names, and the copy's source in it.
@@ -236,10 +289,7 @@ impl Lower<'_> {
         (url, word): (String, &Word),
         dest: &str,
     ) -> Planned<(NodeId, String)> {
-        let network = self.build.options.network;
-        if network == Network::None {
-            return Err(step.error("D0206", word, "this build has no network: nothing can be fetched"));
-        }
+        let network = self.reached(step, word)?;
         let checksum = match &t.checksum {
             Some(word) => {
                 let text = self.value(state, step, word)?;
