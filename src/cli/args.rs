@@ -103,6 +103,17 @@ pub enum RunNetwork {
     Host,
 }
 
+/// More that a build takes files from.
+#[derive(Debug, Clone, Args)]
+pub struct ContextArgs {
+    /// Files or an image for FROM, --from and from= under a name: a folder, a repository, docker-image:// or oci-layout://
+    #[arg(long, value_name = "NAME=WHAT")]
+    pub build_context: Vec<String>,
+    /// The ssh configuration file to reach repositories with [default: your own; for those that ADD names, none]
+    #[arg(long, value_name = "FILE")]
+    pub git_ssh_config: Option<PathBuf>,
+}
+
 fn named_file(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
@@ -277,12 +288,13 @@ pub enum ImageVerb {
         after_help = "Examples:\n  keelway image build .\n  keelway image build -t shop/web:dev -f docker/Dockerfile --build-arg VERSION=3 ."
     )]
     Build {
-        /// The build context
+        /// The build context: a folder, a repository as URL[#REF[:FOLDER]], or - for a tar or a Dockerfile on standard input
+        #[arg(value_name = "CONTEXT")]
         dir: PathBuf,
         /// Name the image in the store
         #[arg(long, short = 't', value_name = "NAME[:TAG]")]
         tag: Vec<String>,
-        /// The Dockerfile [default: DIR/Dockerfile]
+        /// The Dockerfile; - for standard input [default: CONTEXT/Dockerfile]
         #[arg(long, short = 'f', value_name = "FILE")]
         file: Option<PathBuf>,
         /// The stage to build [default: the last]
@@ -291,15 +303,14 @@ pub enum ImageVerb {
         /// A build argument; without a value it is taken from the environment
         #[arg(long, value_name = "NAME[=VALUE]")]
         build_arg: Vec<String>,
+        #[command(flatten)]
+        contexts: Box<ContextArgs>,
         /// A secret for RUN --mount=type=secret, from a file or a variable
         #[arg(long, value_name = "id=ID,src=FILE|env=NAME")]
         secret: Vec<String>,
         /// An ssh agent for RUN --mount=type=ssh [default socket: that of SSH_AUTH_SOCK]
         #[arg(long, value_name = "ID[=SOCKET]")]
         ssh: Vec<String>,
-        /// The ssh configuration file to reach repositories with [default: none for those that ADD names]
-        #[arg(long, value_name = "FILE")]
-        git_ssh_config: Option<PathBuf>,
         /// The network of each RUN that names none
         #[arg(long, value_enum, default_value_t = RunNetwork::Private, value_name = "NETWORK")]
         network: RunNetwork,

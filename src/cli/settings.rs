@@ -241,6 +241,7 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         runtimes,
         secrets: Default::default(),
         agents: Default::default(),
+        contexts: Default::default(),
         add_ssh_config: None,
         allow: names.allow.iter().map(|Allow::HostNetwork| Grant::HostNetwork).collect(),
         network_range: names.network_range,

@@ -29,7 +29,7 @@ use scope::Globals;
 const MAX_TRIGGERS: usize = 1_000;
 
 /// What the command line or the stage says about a build.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct BuildOptions {
     /// `--build-arg`.
     pub args: BTreeMap<String, String>,
@@ -45,6 +45,19 @@ pub struct BuildOptions {
     pub network: Network,
     /// What RUN may ask for beyond that.
     pub allow: BTreeSet<Grant>,
+    /// `--build-context`: what names mean that the command line gives, in lower case.
+    pub contexts: BTreeMap<String, NamedContext>,
+}
+
+/// What a name of `--build-context` means.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NamedContext {
+    /// An image, to be pinned like any that a Dockerfile names.
+    Image(ImageRef),
+    /// An image that is pinned, and in the store.
+    Pinned(Box<PinnedBase>),
+    /// Files, which a copy finds under this name.
+    Files,
 }
 
 /// An image that a stage stands on, resolved to exact content.
@@ -70,12 +83,16 @@ pub struct Asked {
     pub near: Option<String>,
 }
 
-/// What a stage stands on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a stage stands on, or a copy takes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum From {
     Scratch,
     Stage(usize),
     Image(ImageRef),
+    /// An image that the command line gives under this name.
+    Pinned(String),
+    /// Files that the command line gives under this name.
+    Files(String),
 }
 
 /// An instruction and the text its spans point into.
@@ -212,7 +229,9 @@ impl Build {
         let mut count = 0;
         while let Some(index) = wanted.pop_last() {
             let stage = &self.dockerfile.stages[index];
-            let from = match self.base_of(index, stage) {
+            let given = self.replaced(index);
+            let written = if given.is_some() { &[][..] } else { &stage.instructions[..] };
+            let from = match given.map_or_else(|| self.base_of(index, stage), Ok) {
                 Ok(from) => from,
                 Err(d) => {
                     found.push(*d);
@@ -224,7 +243,7 @@ impl Build {
                 file: self.dockerfile.source.name.clone(),
                 instruction: i.clone(),
             };
-            instructions.extend(stage.instructions.iter().map(own));
+            instructions.extend(written.iter().map(own));
             // The file alone is within the bound: what the triggers of its bases add counts too.
             count += instructions.len();
             if count > MAX_INSTRUCTIONS {
@@ -235,7 +254,7 @@ impl Build {
                 break;
             }
             match &from {
-                From::Scratch => {}
+                From::Scratch | From::Pinned(_) | From::Files(_) => {}
                 From::Stage(below) => _ = wanted.insert(*below),
                 From::Image(image) => _ = reached.images.insert(image.clone()),
             }
@@ -243,7 +262,7 @@ impl Build {
                 refuse::unsupported(located, &self.options.allow, &mut found);
                 for from in takes_from(&located.instruction) {
                     match self.source_of(index, from) {
-                        Ok(From::Scratch) => {}
+                        Ok(From::Scratch | From::Pinned(_) | From::Files(_)) => {}
                         Ok(From::Stage(other)) => _ = wanted.insert(other),
                         Ok(From::Image(image)) => _ = reached.images.insert(image),
                         Err(message) => found.push(located.error("D0203", from.span, message)),
@@ -294,6 +313,9 @@ impl Build {
         if let Some(below) = self.stage_named(&name, index) {
             return Ok(From::Stage(below));
         }
+        if let Some(given) = self.given(&name) {
+            return Ok(given);
+        }
         let image = name.parse().map_err(|e: keelway_model::reference::ReferenceError| {
             let d = Diagnostic::error("D0205", file, stage.base.span, e.to_string());
             match self.stage_named(&name, usize::MAX) {
@@ -322,7 +344,35 @@ impl Build {
         if name == "scratch" {
             return Ok(From::Scratch);
         }
+        if let Some(given) = self.given(name) {
+            return Ok(given);
+        }
         name.parse().map(From::Image).map_err(|e: keelway_model::reference::ReferenceError| e.to_string())
+    }
+
+    /// What the command line gives under this name: as it is written, or as another way to write the same image.
+    fn given(&self, name: &str) -> Option<From> {
+        let contexts = &self.options.contexts;
+        let image = name.parse::<ImageRef>().ok();
+        let same = |known: &&String| {
+            let (Some(a), Ok(b)) = (&image, known.parse::<ImageRef>()) else { return false };
+            a.repository == b.repository && a.digest == b.digest && a.effective_tag() == b.effective_tag()
+        };
+        let lower = name.to_lowercase();
+        let known = match contexts.get_key_value(&lower) {
+            Some((known, _)) => known,
+            None => contexts.keys().find(same)?,
+        };
+        Some(match &contexts[known] {
+            NamedContext::Image(image) => From::Image(image.clone()),
+            NamedContext::Pinned(_) => From::Pinned(known.clone()),
+            NamedContext::Files => From::Files(known.clone()),
+        })
+    }
+
+    /// What the command line gives in the place of a whole stage.
+    fn replaced(&self, index: usize) -> Option<From> {
+        self.given(&self.dockerfile.stages[index].name.as_ref()?.text)
     }
 
     /// The last stage of this name before `limit`.
@@ -332,11 +382,26 @@ impl Build {
         before.iter().rposition(|s| s.name.as_ref().is_some_and(|n| n.text == name))
     }
 
+    /// The image of a base, where it is one and known.
+    fn pinned<'a>(&'a self, from: &From, pinned: &'a Bases) -> Option<&'a PinnedBase> {
+        match from {
+            From::Image(image) => pinned.get(image),
+            From::Pinned(name) => match self.options.contexts.get(name)? {
+                NamedContext::Pinned(base) => Some(base),
+                NamedContext::Image(_) | NamedContext::Files => None,
+            },
+            From::Scratch | From::Stage(_) | From::Files(_) => None,
+        }
+    }
+
     /// The triggers that a base brings, parsed.
     fn triggers(&self, from: &From, pinned: &Bases, found: &mut Diagnostics) -> Vec<Located> {
         match from {
-            From::Scratch => Vec::new(),
+            From::Scratch | From::Files(_) => Vec::new(),
             From::Stage(below) => {
+                if let Some(given) = self.replaced(*below) {
+                    return self.triggers(&given, pinned, found);
+                }
                 let trigger = |i: &Instruction| match &i.kind {
                     Kind::Onbuild(t) => Some(Located {
                         file: self.dockerfile.source.name.clone(),
@@ -346,8 +411,13 @@ impl Build {
                 };
                 self.dockerfile.stages[*below].instructions.iter().filter_map(trigger).collect()
             }
-            From::Image(image) => {
-                let texts = pinned.get(image).map(|p| &p.config.config.on_build[..]).unwrap_or_default();
+            From::Image(_) | From::Pinned(_) => {
+                let image = match from {
+                    From::Image(image) => image.to_string(),
+                    _ => "an image of the command line".to_owned(),
+                };
+                let texts =
+                    self.pinned(from, pinned).map(|p| &p.config.config.on_build[..]).unwrap_or_default();
                 let mut out = Vec::new();
                 if texts.len() > MAX_TRIGGERS {
                     let message =
@@ -396,7 +466,8 @@ impl Build {
         for (index, located, from) in
             all.flat_map(|(i, l)| takes_from(&l.instruction).into_iter().map(move |f| (i, l, f)))
         {
-            let image = matches!(self.source_of(index, from), Ok(From::Image(_)));
+            let given = self.given(&from.text).is_some();
+            let image = !given && matches!(self.source_of(index, from), Ok(From::Image(_)));
             if let Some(near) = self.near_stage(&from.text, index).filter(|_| image).map(str::to_owned) {
                 let message =
                     format!("no stage before this one is named {:?}, so it means an image", from.text);

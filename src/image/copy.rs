@@ -23,7 +23,7 @@ use keelway_store::{Store, Upper, Verdict};
 const MAX_ENTRIES: u64 = if cfg!(test) { 2_000 } else { 2_000_000 };
 
 pub(crate) mod archive;
-mod codec;
+pub(crate) mod codec;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@
 use crate::base::{empty, extend};
 use crate::copy;
 use crate::error::StepError;
+use crate::fetch;
 use crate::key::KeyContext;
 use keelway_dockerfile::Ignore;
 use keelway_model::plan::{Chain, CopyFrom, CopyOp, GitOp, Unpack};
@@ -16,6 +17,11 @@ use keelway_store::Store;
 const TREE: &str = "/tree";
 /// Digits of a whole commit id.
 const WHOLE: usize = 40;
+
+/// Whether a text that a person gives is the address of a repository, and no path.
+pub fn is_address(text: &str) -> bool {
+    text.starts_with("file://") || fetch::kind(text) == fetch::Kind::Git
+}
 
 /// An address, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -200,6 +206,7 @@ pub fn snapshot(store: &Store, tree: &dyn Tree, key: &CacheKey) -> Result<Chain,
     let op = CopyOp {
         sources: vec!["/".to_owned()],
         from: CopyFrom::Context,
+        context: None,
         dest: format!("{TREE}/"),
         chown: None,
         chmod: None,

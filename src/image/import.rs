@@ -4,6 +4,7 @@
 //! against digest and size before it is visible, documents are held to what a registry's are held to, layers
 //! are unpacked and hashed, and the reference is set last.
 
+use crate::build::PinnedBase;
 use keelway_disk::Root;
 use keelway_model::document::{self, Document};
 use keelway_model::oci::{Descriptor, ImageConfig, Index, Manifest, media};
@@ -79,9 +80,8 @@ impl From<UnpackError> for ImportError {
     }
 }
 
-/// Takes an image of the layout at `dir` into the store and names it `name`; returns its manifest. `select` is
-/// the tag in the layout (`org.opencontainers.image.ref.name`) or a digest; without one the layout must hold
-/// one image for `platform`.
+/// Takes an image of the layout at `dir` into the store and names it `name`; returns its manifest. For `select` see
+/// [`take`].
 pub fn oci_layout(
     store: &Store,
     dir: &Path,
@@ -89,6 +89,20 @@ pub fn oci_layout(
     name: &ImageRef,
     platform: &Platform,
 ) -> Result<Descriptor, ImportError> {
+    let taken = take(store, dir, select, platform)?;
+    store.set_reference(name, &taken.descriptor)?;
+    Ok(taken.descriptor)
+}
+
+/// Takes an image of the layout at `dir` into the store, which gives it no name. `select` is
+/// the tag in the layout (`org.opencontainers.image.ref.name`) or a digest; without one the layout must hold
+/// one image for `platform`.
+pub fn take(
+    store: &Store,
+    dir: &Path,
+    select: Option<&str>,
+    platform: &Platform,
+) -> Result<PinnedBase, ImportError> {
     let root = Root::open(dir).map_err(|source| ImportError::Read {
         what: "the folder".to_owned(),
         dir: dir.to_owned(),
@@ -138,8 +152,7 @@ pub fn oci_layout(
         layout.blob(layer, MAX_LAYER)?;
         store.unpack_verified(layer, diff_id)?;
     }
-    store.set_reference(name, &manifest)?;
-    Ok(manifest)
+    Ok(PinnedBase { descriptor: manifest, config })
 }
 
 struct Layout<'a> {

@@ -18,6 +18,7 @@ pub mod git;
 pub mod import;
 pub mod key;
 pub mod mkdir;
+pub mod received;
 pub mod seed;
 mod select;
 #[cfg(test)]
@@ -29,7 +30,7 @@ mod writer;
 
 pub use assemble::{assemble, prepare_layer};
 pub use base::{extend, link};
-pub use build::{Asked, Bases, Build, BuildOptions, PinnedBase, refused};
+pub use build::{Asked, Bases, Build, BuildOptions, NamedContext, PinnedBase, refused};
 pub use error::{Blame, StepError};
 pub use key::{KeyContext, key};
 pub use user::User;

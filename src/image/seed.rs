@@ -25,6 +25,7 @@ pub fn directory(store: &Store, chain: &Chain, source: &str) -> Result<Upper, St
     let op = CopyOp {
         sources: vec![literal(source)],
         from: CopyFrom::Stage,
+        context: None,
         dest: "/".to_owned(),
         chown: None,
         chmod: None,

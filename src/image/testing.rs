@@ -52,6 +52,7 @@ pub(crate) fn copy_op(sources: &[&str], dest: &str) -> CopyOp {
     CopyOp {
         sources: sources.iter().map(|s| (*s).to_owned()).collect(),
         from: CopyFrom::Context,
+        context: None,
         dest: dest.to_owned(),
         chown: None,
         chmod: None,

@@ -302,6 +302,7 @@ fn build(rig: &Rig, text: &str, tree: &MemTree, ignore: &str) -> (Vec<CacheKey>,
         proxy: Vec::new(),
         network: keelway_model::plan::Network::Private,
         allow: Default::default(),
+        contexts: Default::default(),
     };
     let plan = Build::new(file, options).unwrap().lower(&Bases::new()).unwrap();
     let ignore = Ignore::parse(ignore.as_bytes()).unwrap();

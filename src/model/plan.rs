@@ -424,6 +424,9 @@ pub struct CopyOp {
     pub sources: Vec<String>,
     /// From where.
     pub from: CopyFrom,
+    /// With [`CopyFrom::Context`], the name of the context; the build's own where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
     /// Destination, absolute; a trailing `/` is kept.
     pub dest: String,
     /// `--chown`.

@@ -5,6 +5,7 @@
 //! reads no configuration; and unless the build has the machine's network, only what a private network reaches is asked.
 //! The mirrors are apart from those of repositories that people name.
 
+use crate::contexts::Kept;
 use crate::perform::{Performer, step_failure};
 use crate::subtree::Subtree;
 use crate::{blocking, source};
@@ -12,14 +13,12 @@ use keelway_engine::{Ctx, Failure};
 use keelway_http::Reach;
 use keelway_image::git::{check, key, named_commit, snapshot};
 use keelway_model::plan::{Chain, GitOp, Network};
-use keelway_model::{CacheKey, CommitId, Redacted, Tree, TreeEntry, TreeError, TreeKind, TreePath};
-use keelway_source::{
-    DirTree, GitCredentials, GitSettings, Login, Mirror, Origin, RepoUrl, SshSettings, Transport,
-};
-use keelway_store::{Store, Upper};
+use keelway_model::{CacheKey, CommitId, Digest, Redacted, Tree, TreeEntry, TreeError, TreeKind, TreePath};
+use keelway_source::{GitCredentials, GitSettings, Login, Mirror, Origin, RepoUrl, SshSettings, Transport};
+use keelway_store::Store;
 use std::collections::HashMap;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 
@@ -163,26 +162,10 @@ pub(crate) async fn run(
     let (chain, remark) = blocking(move || {
         let failed = failed(&op);
         let mirror = Mirror::open(&cache, &url).map_err(|e| failed(&e))?;
-        let commit = mirror.tree(&found.commit).map_err(|e| failed(&e))?;
-        let remark = source::attributes(&commit);
-        let git = match op.keep_git_dir {
-            true => {
-                let kept = GitDir::begin(&store).map_err(|e| failed(&e))?;
-                commit
-                    .write_git_dir(&kept.path, &url.to_string(), found.branch.as_deref())
-                    .map_err(|e| failed(&e))?;
-                Some(kept.open().map_err(|e| failed(&e))?)
-            }
-            false => None,
-        };
-        let mut tree: Arc<dyn Tree> = Arc::new(commit);
-        if let Some(folder) = &op.folder {
-            let at = TreePath::from(folder.as_str());
-            let part = Subtree::new(tree, at);
-            tree = Arc::new(part.map_err(|e| Failure::failed(format!("ADD of {url}: {e}")))?);
-        }
-        let added = Added { tree, git, submodules: op.submodules };
-        let chain = snapshot(&store, &added, &key).map_err(|e| step_failure(&e))?;
+        let wish =
+            Wish { folder: op.folder.as_deref(), keep_git_dir: op.keep_git_dir, submodules: op.submodules };
+        let (tree, remark) = files(&store, &mirror, &found.commit, found.branch.as_deref(), &wish)?;
+        let chain = snapshot(&store, &*tree, &key).map_err(|e| step_failure(&e))?;
         Ok((chain, remark))
     })
     .await?;
@@ -192,35 +175,59 @@ pub(crate) async fn run(
     Ok(chain)
 }
 
-/// A `.git` in the run's directory, which goes when this does.
-struct GitDir {
-    _upper: Upper,
-    path: PathBuf,
+/// What is wanted of a repository.
+pub(crate) struct Wish<'a> {
+    /// Only this folder.
+    pub folder: Option<&'a str>,
+    /// With a `.git`.
+    pub keep_git_dir: bool,
+    /// Whether submodules are, else their folders are empty.
+    pub submodules: bool,
 }
 
-impl GitDir {
-    fn begin(store: &Store) -> Result<Self, keelway_store::StoreError> {
-        let upper = store.begin()?;
-        Ok(Self { path: upper.fs().to_owned(), _upper: upper })
+/// The files of a commit of a mirror, and what a person should know of them; blocking.
+pub(crate) fn files(
+    store: &Store,
+    mirror: &Mirror,
+    commit: &CommitId,
+    branch: Option<&str>,
+    wish: &Wish<'_>,
+) -> Result<(Arc<dyn Tree>, Option<String>), Failure> {
+    let url = mirror.url();
+    let failed = |e: &dyn std::fmt::Display| Failure::outside(format!("{url}: {e}"));
+    let commit = mirror.tree(commit).map_err(|e| failed(&e))?;
+    let remark = source::attributes(&commit);
+    let git = match wish.keep_git_dir {
+        true => {
+            let upper = store.begin().map_err(|e| failed(&e))?;
+            commit.write_git_dir(upper.fs(), &url.to_string(), branch).map_err(|e| failed(&e))?;
+            Some(Kept::new(upper)?)
+        }
+        false => None,
+    };
+    let mut tree: Arc<dyn Tree> = Arc::new(commit);
+    if let Some(folder) = wish.folder {
+        let part = Subtree::new(tree, TreePath::from(folder));
+        tree = Arc::new(part.map_err(|e| Failure::failed(format!("{url}: {e}")))?);
     }
-
-    fn open(self) -> Result<(DirTree, Self), keelway_source::SourceError> {
-        Ok((DirTree::open(Path::new(&self.path))?, self))
+    if git.is_some() || !wish.submodules {
+        tree = Arc::new(Added { tree, git, submodules: wish.submodules });
     }
+    Ok((tree, remark))
 }
 
 /// The files of a commit as they are added.
 struct Added {
     tree: Arc<dyn Tree>,
-    git: Option<(DirTree, GitDir)>,
+    git: Option<Kept>,
     /// Whether a submodule is one, or an empty folder.
     submodules: bool,
 }
 
 impl Added {
     /// The path in the `.git`, where it is one.
-    fn git(&self, path: &TreePath) -> Option<(&DirTree, TreePath)> {
-        let (tree, _) = self.git.as_ref()?;
+    fn git(&self, path: &TreePath) -> Option<(&Kept, TreePath)> {
+        let tree = self.git.as_ref()?;
         let mut components = path.components();
         (components.next()? == GIT).then_some(())?;
         let rest = components.try_fold(TreePath::root(), |at, name| at.join(name))?;
@@ -272,6 +279,10 @@ impl Tree for Added {
             Some((git, rest)) => git.open(&rest),
             None => self.tree.open(path),
         }
+    }
+    fn memo(&self, path: &TreePath) -> Option<Digest> {
+        // Beneath the top a tree is as git knows it, but for the folders of submodules.
+        self.tree.memo(path).filter(|_| self.submodules && !path.is_root() && self.git(path).is_none())
     }
 }
 

@@ -6,6 +6,7 @@
 //! `ledger` records it. Settings arrive typed; the environment is read by `cli` alone.
 
 mod agent;
+pub mod contexts;
 pub mod deploy;
 mod exec;
 mod fetch;

@@ -1,5 +1,6 @@
 //! `Op::Build`: a Dockerfile of the source, its bases pinned, lowered to a sub-plan.
 
+use crate::contexts;
 use crate::settings::Settings;
 use crate::subtree::Subtree;
 use keelway_dockerfile::{Ignore, ignore_file_candidates};
@@ -111,13 +112,7 @@ pub fn open_text(
         }
         (parsed, _) => parsed,
     };
-    let mut ignore = Ignore::default();
-    for candidate in ignore_file_candidates(&op.file) {
-        if let Some(text) = read_text(&*context, &inside(&candidate, "the ignore file")?, "ignore file")? {
-            ignore = Ignore::parse(text.as_bytes()).map_err(|e| usage(format!("{candidate}: {e}")))?;
-            break;
-        }
-    }
+    let ignore = ignore_file(&*context, &ignore_file_candidates(&op.file))?;
     let options = BuildOptions {
         args: op.args.clone(),
         target: op.target.clone(),
@@ -126,9 +121,20 @@ pub fn open_text(
         proxy: settings.proxy_env.clone(),
         network: op.network,
         allow: settings.allow.clone(),
+        contexts: contexts::named(&settings.contexts),
     };
     let build = Build::new(parsed, options).map_err(OpenError::Definition)?;
     Ok(Opened { context, ignore, build })
+}
+
+/// The first of these ignore files that is there.
+pub(crate) fn ignore_file(context: &dyn Tree, candidates: &[String]) -> Result<Ignore, OpenError> {
+    for candidate in candidates {
+        if let Some(text) = read_text(context, &inside(candidate, "the ignore file")?, "ignore file")? {
+            return Ignore::parse(text.as_bytes()).map_err(|e| usage(format!("{candidate}: {e}")));
+        }
+    }
+    Ok(Ignore::default())
 }
 
 /// Every problem of the Dockerfiles that a plan's builds name; blocking.

@@ -1,5 +1,6 @@
 //! Performs every [`Op`], for one run.
 
+use crate::contexts::BuildContext;
 use crate::pin::Pins;
 use crate::settings::Settings;
 use crate::{blocking, deploy, exec, fetch, git, lower, mounts, push, room, steps};
@@ -82,7 +83,7 @@ pub struct Subject {
 /// A build on its way: what its steps need to know of it.
 struct OpenBuild {
     context: Arc<dyn Tree>,
-    ignore: Ignore,
+    ignore: Arc<Ignore>,
     /// The nodes whose snapshots are layers of the result: of no other step a layer is written.
     layers: HashSet<NodeId>,
     /// What isolates its steps, where that is not our own sandbox.
@@ -187,6 +188,16 @@ impl Performer {
         locked(&self.builds).get(parent).cloned().ok_or_else(|| Failure::bug("a build step outside a build"))
     }
 
+    /// The context that a step copies from, by its name or the build's own, with its ignore patterns.
+    fn files_of(&self, ctx: &Ctx, name: Option<&str>) -> Result<(Arc<dyn Tree>, Arc<Ignore>), Failure> {
+        let open = self.build_of(ctx)?;
+        let Some(name) = name else { return Ok((Arc::clone(&open.context), Arc::clone(&open.ignore))) };
+        match self.settings.contexts.get(name) {
+            Some(BuildContext::Files(tree, ignore)) => Ok((Arc::clone(tree), Arc::clone(ignore))),
+            _ => Err(Failure::bug(format!("a step copies from {name:?}, which is no context of files"))),
+        }
+    }
+
     async fn build(&self, ctx: Ctx, op: &BuildOp) -> Result<Performed, Failure> {
         let (tree, wanted, settings) = (Arc::clone(&self.subject.tree), op.clone(), self.settings.clone());
         let text = self.dockerfile.clone();
@@ -213,7 +224,7 @@ impl Performer {
         if runtime.is_some() {
             mounts::check_runtime(&plan)?;
         }
-        let open = OpenBuild { context: opened.context, ignore: opened.ignore, layers, runtime };
+        let open = OpenBuild { context: opened.context, ignore: Arc::new(opened.ignore), layers, runtime };
         locked(&self.builds).insert(ctx.path.clone(), Arc::new(open));
         Ok(Performed::SubPlan(plan))
     }
@@ -431,10 +442,11 @@ impl Perform for Performer {
         if !matches!(node.op, Op::Exec(_) | Op::Fetch(_) | Op::Copy(_) | Op::Mkdir(_)) {
             return Ok(None);
         }
-        let (open, store) = (self.build_of(ctx)?, self.store().clone());
+        let named = if let Op::Copy(op) = &node.op { op.context.as_deref() } else { None };
+        let ((context, ignore), store) = (self.files_of(ctx, named)?, self.store().clone());
         let (op, inputs) = (node.op.clone(), inputs.to_vec());
         let key = blocking(move || {
-            let cx = KeyContext { store: &store, context: &*open.context, ignore: &open.ignore };
+            let cx = KeyContext { store: &store, context: &*context, ignore: &ignore };
             keelway_image::key(&op, &inputs, &cx).map_err(|e| step_failure(&e))
         })
         .await?;
@@ -469,10 +481,10 @@ impl Performer {
             Op::Exec(op) => self.exec(&ctx, node, op, &inputs).await.map(chain),
             Op::Copy(op) => {
                 let below = keelway_image::copy::below(op, &inputs).map_err(|e| step_failure(&e))?;
-                let (open, store) = (self.build_of(&ctx)?, self.store().clone());
-                let op = op.clone();
+                let (context, ignore) = self.files_of(&ctx, op.context.as_deref())?;
+                let (op, store) = (op.clone(), self.store().clone());
                 let upper = blocking(move || {
-                    let cx = KeyContext { store: &store, context: &*open.context, ignore: &open.ignore };
+                    let cx = KeyContext { store: &store, context: &*context, ignore: &ignore };
                     keelway_image::copy::run(&op, &inputs, &cx).map_err(|e| step_failure(&e))
                 })
                 .await?;

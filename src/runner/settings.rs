@@ -1,5 +1,6 @@
 //! What a machine says about itself: typed, complete, made by `cli`.
 
+use crate::contexts::BuildContexts;
 use keelway_container::network::Range;
 use keelway_engine::Failure;
 use keelway_http::Pem;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub secrets: BTreeMap<String, Redacted<Vec<u8>>>,
     /// `--ssh`: the sockets of the agents that they name.
     pub agents: BTreeMap<String, PathBuf>,
+    /// `--build-context`: what names in a Dockerfile mean.
+    pub contexts: BuildContexts,
     /// The ssh configuration for repositories that a Dockerfile adds; none is read where none is given.
     pub add_ssh_config: Option<PathBuf>,
     /// What pushed files may have when they ask.

@@ -8,6 +8,7 @@ mod build;
 mod commands;
 mod container;
 mod container_death;
+mod contexts;
 mod copying;
 mod deploy;
 mod deploy_faults;
@@ -74,6 +75,7 @@ fn main() {
         commands::TESTS,
         container::TESTS,
         container_death::TESTS,
+        contexts::TESTS,
         copying::TESTS,
         fetching::TESTS,
         pipeline::TESTS,

@@ -1,17 +1,16 @@
 //! `keelway image ..`.
 
-use super::Context;
-use crate::args::{Format, Names, RunNetwork};
+use super::{Context, build_context};
+use crate::args::{ContextArgs, Format, Names, RunNetwork};
 use crate::machine::Machine;
 use crate::outcome::CommandError;
-use crate::{files, render, secret_args, settings};
+use crate::{render, secret_args, settings};
 use keelway_engine::Failure;
 use keelway_model::plan::{BuildOp, Grant, Network};
-use keelway_model::{Bytes, Digest, ImageRef, Platform, SourceText, Tag};
+use keelway_model::{Bytes, Digest, ImageRef, Platform, Tag};
 use keelway_registry::{Progress, Stage};
 use keelway_runner::run::{SingleBuild, build_image, image_of};
 use keelway_runner::{Settings, Workspace};
-use keelway_source::DirTree;
 use keelway_store::{Origin, Store};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,9 +20,6 @@ use std::time::Duration;
 /// How long a command may spend on deleting what was thrown away.
 const TRASH: Duration = Duration::from_millis(500);
 
-/// The largest Dockerfile outside its context, in bytes; the parser takes no larger one.
-const MAX_DOCKERFILE: u64 = 4 << 20;
-
 /// The flags of `image build`.
 pub struct BuildArgs {
     pub dir: PathBuf,
@@ -31,9 +27,9 @@ pub struct BuildArgs {
     pub file: Option<PathBuf>,
     pub target: Option<String>,
     pub build_arg: Vec<String>,
+    pub contexts: ContextArgs,
     pub secret: Vec<String>,
     pub ssh: Vec<String>,
-    pub git_ssh_config: Option<PathBuf>,
     pub network: RunNetwork,
     pub limits: crate::limit_args::LimitArgs,
 }
@@ -42,7 +38,8 @@ fn reference(text: &str) -> Result<ImageRef, CommandError> {
     text.parse().map_err(|e| CommandError::usage(format!("{e}")))
 }
 
-fn build_args(words: &[String]) -> Result<BTreeMap<String, String>, CommandError> {
+/// `--build-arg`, by name.
+pub fn build_args(words: &[String]) -> Result<BTreeMap<String, String>, CommandError> {
     let mut args = BTreeMap::new();
     for word in words {
         let (name, value) = match word.split_once('=') {
@@ -60,23 +57,6 @@ fn build_args(words: &[String]) -> Result<BTreeMap<String, String>, CommandError
     Ok(args)
 }
 
-/// Where the Dockerfile is: inside the context by its path there, else by its text.
-fn dockerfile(args: &BuildArgs) -> Result<(String, Option<SourceText>), CommandError> {
-    let Some(file) = &args.file else { return Ok(("Dockerfile".into(), None)) };
-    let real = |p: &Path| p.canonicalize().map_err(|e| CommandError::usage(format!("{}: {e}", p.display())));
-    let (file_real, dir_real) = (real(file)?, real(&args.dir)?);
-    match file_real.strip_prefix(&dir_real).ok().and_then(Path::to_str) {
-        Some(inside) => Ok((inside.to_owned(), None)),
-        None => {
-            let text = files::read_text(&file_real, MAX_DOCKERFILE)
-                .map_err(|e| CommandError::usage(format!("{}: {e}", file.display())))?;
-            let name =
-                file.file_name().map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned());
-            Ok((name, Some(SourceText::new(file.display().to_string(), text))))
-        }
-    }
-}
-
 /// `image build`.
 pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<(), CommandError> {
     let mut settings = settings::settings(&context.global, names, &context.machine)?;
@@ -91,7 +71,7 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
     }
     settings.secrets = secret_args::secrets(&args.secret)?;
     settings.agents = secret_args::agents(&args.ssh)?;
-    settings.git.ssh.config = settings::git_ssh_config(args.git_ssh_config.as_deref())?;
+    settings.git.ssh.config = settings::git_ssh_config(args.contexts.git_ssh_config.as_deref())?;
     settings.add_ssh_config.clone_from(&settings.git.ssh.config);
     let tags = args.tag.iter().map(|t| reference(t)).collect::<Result<Vec<_>, _>>()?;
     if let Some(tag) = tags.iter().find(|t| t.digest.is_some()) {
@@ -99,11 +79,11 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
             "-t {tag}: an image that is not built yet cannot be named by digest"
         )));
     }
-    let (file, text) = dockerfile(&args)?;
-    let tree = DirTree::open(&args.dir).map_err(|e| CommandError::usage(e.to_string()))?;
+    let workspace = Workspace::open(&settings)?;
+    let from = build_context::open(context, &mut settings, &workspace, &args).await?;
     let op = BuildOp {
         context: ".".into(),
-        file,
+        file: from.file,
         target: args.target,
         args: build_args(&args.build_arg)?,
         platform: Platform::host(),
@@ -111,8 +91,7 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
         network,
         runtime: None,
     };
-    let workspace = Workspace::open(&settings)?;
-    let single = SingleBuild { tree: Arc::new(tree), op, dockerfile: text };
+    let single = SingleBuild { tree: from.tree, op, dockerfile: from.dockerfile };
     let show = render::events(&context.style, render::Record::Nowhere);
     let report = build_image(&settings, &workspace, single, show, context.cancel.token()).await;
     empty_trash(&workspace.store).await;

@@ -1,5 +1,6 @@
 //! One file a verb; here they are chosen, given their settings, and ended.
 
+mod build_context;
 mod container;
 mod deploy;
 mod image;
@@ -246,9 +247,9 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
             file,
             target,
             build_arg,
+            contexts,
             secret,
             ssh,
-            git_ssh_config,
             network,
             limits,
             names,
@@ -259,9 +260,9 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
                 file,
                 target,
                 build_arg,
+                contexts: *contexts,
                 secret,
                 ssh,
-                git_ssh_config,
                 network,
                 limits: *limits,
             };

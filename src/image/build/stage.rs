@@ -6,10 +6,11 @@
 
 use super::budget::{Budget, UsedUp, Vars};
 use super::{Bases, Build, From, Located, Reached};
+use crate::seed::literal;
 use keelway_dockerfile::{Command, Kind, MAX_ERRORS, Word, expand};
 use keelway_model::oci::{DEFAULT_PATH, Descriptor, History, ImageConfig};
-use keelway_model::plan::{AssembleOp, BaseOp, Unpack};
-use keelway_model::{Diagnostic, Diagnostics, Digest, Hasher, ImageRef, NodeId, Op, Plan};
+use keelway_model::plan::{AssembleOp, BaseOp, CopyFrom, CopyOp, Unpack};
+use keelway_model::{Diagnostic, Diagnostics, Digest, Hasher, NodeId, Op, Plan};
 use std::collections::{BTreeMap, HashMap};
 
 mod config;
@@ -83,13 +84,13 @@ struct Lower<'a> {
     pinned: &'a Bases,
     plan: Plan,
     found: Diagnostics,
-    bases: BTreeMap<Option<ImageRef>, NodeId>,
+    bases: BTreeMap<From, NodeId>,
     /// Stages that another still stands on.
     done: BTreeMap<usize, State>,
     /// The ends of all stages, to copy from.
     chains: BTreeMap<usize, NodeId>,
-    /// Parts of the context that RUN instructions bind, by their paths.
-    contexts: BTreeMap<String, NodeId>,
+    /// Parts of contexts that are chains of their own, by the context's name, their path and where they are in the chain.
+    contexts: BTreeMap<(Option<String>, String, &'static str), NodeId>,
     /// How many stages still have to stand on one; the result counts as one.
     users: BTreeMap<usize, usize>,
     budget: Budget,
@@ -138,8 +139,16 @@ impl Lower<'_> {
                     return;
                 }
             },
-            From::Scratch => self.base(None, format!("[{label}1/{total}] FROM scratch")),
-            From::Image(image) => self.base(Some(image), format!("[{label}1/{total}] FROM {image}")),
+            From::Scratch => self.base(from, format!("[{label}1/{total}] FROM scratch")),
+            From::Image(image) => self.base(from, format!("[{label}1/{total}] FROM {image}")),
+            From::Pinned(name) => self.base(from, format!("[{label}1/{total}] FROM {}", shown(name))),
+            From::Files(name) => {
+                let node = format!("[{label}1/{total}] FROM {}", shown(name));
+                let mut state = self.base(&From::Scratch, "FROM scratch".to_owned());
+                state.chain = self.part(node, Some(name), "/", "/");
+                state.history.push(layer(format!("FROM {name}")));
+                state
+            }
         };
         state.config.config.on_build.clear();
         let mut number = 1;
@@ -174,9 +183,9 @@ impl Lower<'_> {
     }
 
     /// The state right after `FROM` an image or scratch.
-    fn base(&mut self, image: Option<&ImageRef>, name: String) -> State {
-        let chain = self.base_node(image, name);
-        let (config, root) = match image.and_then(|i| self.pinned.get(i)) {
+    fn base(&mut self, from: &From, name: String) -> State {
+        let chain = self.base_node(from, name);
+        let (config, root) = match self.build.pinned(from, self.pinned) {
             Some(pinned) => {
                 let mut config = pinned.config.clone();
                 // What old Docker versions leave there speaks of another image.
@@ -214,13 +223,12 @@ impl Lower<'_> {
     }
 
     /// The node of an image's layers; one for all who use it.
-    fn base_node(&mut self, image: Option<&ImageRef>, name: String) -> NodeId {
-        let key = image.cloned();
-        if let Some(node) = self.bases.get(&key) {
+    fn base_node(&mut self, from: &From, name: String) -> NodeId {
+        if let Some(node) = self.bases.get(from) {
             return *node;
         }
-        let pinned = image.and_then(|i| self.pinned.get(i));
-        if let (Some(image), None) = (image, pinned) {
+        let pinned = self.build.pinned(from, self.pinned);
+        if let (From::Image(image), None) = (from, pinned) {
             let message = format!("the image {image} was not pinned before planning");
             self.found.push(Diagnostic::error(
                 "D0207",
@@ -231,12 +239,41 @@ impl Lower<'_> {
         }
         let scratch = || ImageConfig::scratch(self.build.options.platform.clone());
         let op = BaseOp {
-            reference: key.clone(),
+            reference: if let From::Image(image) = from { Some(image.clone()) } else { None },
             manifest: pinned.map(|p| p.descriptor.clone()),
             config: Box::new(pinned.map_or_else(scratch, |p| p.config.clone())),
         };
         let node = self.plan.add(name, Vec::new(), Op::Base(op));
-        self.bases.insert(key, node);
+        self.bases.insert(from.clone(), node);
+        node
+    }
+
+    /// The node that puts a part of a context, behind its ignore patterns, on scratch; one for all who want it.
+    fn part(&mut self, node: String, context: Option<&str>, source: &str, dest: &'static str) -> NodeId {
+        let key = (context.map(str::to_owned), source.to_owned(), dest);
+        if let Some(node) = self.contexts.get(&key) {
+            return *node;
+        }
+        let below = self.base_node(&From::Scratch, "FROM scratch".to_owned());
+        let mut identity = Hasher::new();
+        identity.field(b"keelway bound context");
+        identity.field(self.build.dockerfile.source.name.as_bytes()).field(source.as_bytes());
+        identity.field(context.unwrap_or_default().as_bytes()).field(dest.as_bytes());
+        let op = CopyOp {
+            sources: vec![literal(source)],
+            from: CopyFrom::Context,
+            context: context.map(str::to_owned),
+            dest: dest.to_owned(),
+            chown: None,
+            chmod: None,
+            exclude: Vec::new(),
+            parents: false,
+            link: false,
+            unpack: Unpack::Never,
+            identity: identity.finish(),
+        };
+        let node = self.plan.add(node, vec![below], Op::Copy(op));
+        self.contexts.insert(key, node);
         node
     }
 
@@ -268,13 +305,8 @@ impl Lower<'_> {
         self.charge(step, created_by.len())?;
         // What an instruction sets is no longer than what its line says.
         state.size += 2 * created_by.len() + 64;
-        state.history.push(History {
-            created: None,
-            created_by: Some(created_by),
-            author: None,
-            comment: Some("keelway".to_owned()),
-            empty_layer: layer == Layer::None,
-        });
+        let empty_layer = layer == Layer::None;
+        state.history.push(History { empty_layer, ..self::layer(created_by) });
         Ok(())
     }
 
@@ -302,6 +334,17 @@ impl Lower<'_> {
             Kind::Onbuild(trigger) => self.on_build(state, step, trigger),
             Kind::Maintainer(word) => self.maintainer(state, step, word),
         }
+    }
+}
+
+/// The history of a layer.
+fn layer(created_by: String) -> History {
+    History {
+        created: None,
+        created_by: Some(created_by),
+        author: None,
+        comment: Some("keelway".to_owned()),
+        empty_layer: false,
     }
 }
 

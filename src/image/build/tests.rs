@@ -15,6 +15,7 @@ pub(super) fn options() -> BuildOptions {
         proxy: Vec::new(),
         network: keelway_model::plan::Network::Private,
         allow: Default::default(),
+        contexts: Default::default(),
     }
 }
 
@@ -99,6 +100,60 @@ fn only_needed_stages_and_independent_ones_side_by_side() {
     assert_eq!(try_plan(text, target("2"), &bases()).unwrap().nodes.len(), 3);
     let e = try_plan(text, target("tow"), &bases()).unwrap_err();
     assert!(e.contains("there is no stage \"tow\"") && e.contains("one, unused, two, app"), "{e}");
+}
+
+#[test]
+fn names_of_the_command_line_go_first() {
+    let given = pinned("given", |c| c.config.on_build = vec!["RUN trigger".into()]).1;
+    let contexts = BTreeMap::from([
+        ("base".to_owned(), NamedContext::Image("c".parse().unwrap())),
+        ("alpine".to_owned(), NamedContext::Image("b".parse().unwrap())),
+        ("whole".to_owned(), NamedContext::Pinned(Box::new(given.clone()))),
+        ("files".to_owned(), NamedContext::Files),
+    ]);
+    let with = BuildOptions { contexts, ..options() };
+    let p = try_plan(
+        "FROM nowhere AS Base\nRUN never\nFROM docker.io/library/alpine:latest\nCOPY --link --from=FILES a /a\n\
+         COPY --from=0 b /b\nRUN --mount=from=files,source=s,target=/m x\nFROM whole AS w\nCOPY --from=1 c /c\n",
+        with.clone(),
+        &bases(),
+    )
+    .unwrap();
+    let roots: Vec<_> = p
+        .nodes
+        .iter()
+        .filter_map(|n| {
+            if let Op::Base(b) = &n.op { Some((b.reference.clone(), b.manifest.clone())) } else { None }
+        })
+        .collect();
+    let name = |text: &str| Some(text.parse().unwrap());
+    for wanted in [(name("b"), true), (name("c"), true), (None, true), (None, false)] {
+        assert!(
+            roots.iter().any(|(r, m)| (r, m.is_some()) == (&wanted.0, wanted.1)),
+            "{wanted:?} in {roots:?}"
+        );
+    }
+    assert_eq!(roots.len(), 4);
+    let from: Vec<_> =
+        copies(&p).iter().map(|c| (c.context.as_deref(), c.dest.as_str(), c.from.clone())).collect();
+    let files = Some("files");
+    assert_eq!(
+        from,
+        [
+            (files, "/a", CopyFrom::Context),
+            (None, "/b", CopyFrom::Stage),
+            (files, "/bound", CopyFrom::Context),
+            (None, "/c", CopyFrom::Stage)
+        ]
+    );
+    let commands: Vec<_> = execs(&p).iter().map(|e| e.argv.last().unwrap().as_str()).collect();
+    assert_eq!(commands, ["x", "trigger"], "what a name replaces is not run, what its image brings is");
+    assert_eq!(end(&p).base.as_ref(), Some(&given.descriptor));
+    // Files as a root are one layer.
+    let p = try_plan("FROM files\nCOPY a /a\n", with, &bases()).unwrap();
+    assert_eq!(copies(&p).iter().map(|c| c.dest.as_str()).collect::<Vec<_>>(), ["/", "/a"]);
+    assert_eq!(end(&p).history.iter().filter(|h| !h.empty_layer).count(), 2);
+    assert!(end(&p).base.is_none());
 }
 
 #[test]

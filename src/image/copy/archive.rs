@@ -38,7 +38,7 @@ pub(crate) fn detect(from: &mut dyn Read, path: &TreePath) -> Result<Option<Code
 }
 
 /// The first `most` bytes, or as many as there are.
-fn head(from: &mut dyn Read, most: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn head(from: &mut dyn Read, most: usize) -> io::Result<Vec<u8>> {
     let mut head = Vec::with_capacity(most);
     from.take(most as u64).read_to_end(&mut head)?;
     Ok(head)
@@ -63,7 +63,7 @@ impl<R: Read> Read for Bounded<R> {
 }
 
 /// Unpacks into the directory `dest`, which is in the layer. `owner` is `--chown`; without it the archive's count.
-pub(super) fn unpack(
+pub(crate) fn unpack(
     codec: Codec,
     from: Box<dyn Read + Send>,
     writer: &mut Writer,

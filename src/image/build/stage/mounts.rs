@@ -3,12 +3,11 @@
 //! What a bind shows is the chain of a node: of a stage, of an image, or of a copy of that part of the context, which is
 //! one node for all who ask for it. So a step that binds is keyed by what it can see, and the context by what is bound.
 
+use super::steps::Origin;
 use super::{Lower, Planned, State, Step, absolute};
-use crate::seed::literal;
 use keelway_dockerfile::{Mount, MountKind, Word, nearest};
 use keelway_model::mount::{FileAccess, RunMount, Sharing};
-use keelway_model::plan::{CopyFrom, CopyOp, Unpack};
-use keelway_model::{Bytes, Hasher, NodeId, Op};
+use keelway_model::{Bytes, NodeId};
 
 #[cfg(test)]
 mod tests;
@@ -154,13 +153,8 @@ impl Lower<'_> {
         match mount.kind {
             MountKind::Bind => {
                 let (target, read_only) = (options.needed_target(state)?, options.read_only(true)?);
-                let (node, source) = match from(mount) {
-                    None => (self.context(step, &options.source()), BOUND.to_owned()),
-                    Some(word) => match self.origin(step, word)? {
-                        Some(node) => (node, options.source()),
-                        // Its own errors were reported where it stands.
-                        None => return Ok(()),
-                    },
+                let Some((node, source)) = self.mounted(step, from(mount), options.source())? else {
+                    return Ok(());
                 };
                 let need = to.need(node);
                 to.mounts.push(RunMount::Bind { target, need, source, writable: !read_only });
@@ -169,8 +163,8 @@ impl Lower<'_> {
                 let target = options.needed_target(state)?;
                 let seed = match from(mount) {
                     None => None,
-                    Some(word) => match self.origin(step, word)? {
-                        Some(node) => Some((to.need(node), options.source())),
+                    some => match self.mounted(step, some, options.source())? {
+                        Some((node, source)) => Some((to.need(node), source)),
                         None => return Ok(()),
                     },
                 };
@@ -235,34 +229,34 @@ impl Lower<'_> {
         Ok(options)
     }
 
-    /// The node that holds a part of the context, behind its ignore patterns.
-    fn context(&mut self, step: &Step<'_>, source: &str) -> NodeId {
-        if let Some(node) = self.contexts.get(source) {
-            return *node;
-        }
-        let below = self.base_node(None, "FROM scratch".to_owned());
-        let mut identity = Hasher::new();
-        identity.field(b"keelway bound context");
-        identity.field(self.build.dockerfile.source.name.as_bytes()).field(source.as_bytes());
+    /// The node that holds a part of a context, for mounts.
+    fn bound(&mut self, step: &Step<'_>, context: Option<&str>, source: &str) -> NodeId {
         let shown = super::shown(source.trim_start_matches('/'));
         let shown = if shown.is_empty() { ".".to_owned() } else { shown };
         let label = step.name.split_once(' ').map_or("", |(label, _)| label).trim_start_matches('[');
-        let name = format!("[{label} context] {shown}");
-        let op = CopyOp {
-            sources: vec![literal(source)],
-            from: CopyFrom::Context,
-            dest: BOUND.to_owned(),
-            chown: None,
-            chmod: None,
-            exclude: Vec::new(),
-            parents: false,
-            link: false,
-            unpack: Unpack::Never,
-            identity: identity.finish(),
+        let name = match context {
+            Some(context) => format!("[{label} context {}] {shown}", super::shown(context)),
+            None => format!("[{label} context] {shown}"),
         };
-        let node = self.plan.add(name, vec![below], Op::Copy(op));
-        self.contexts.insert(source.to_owned(), node);
-        node
+        self.part(name, context, source, BOUND)
+    }
+
+    /// What a mount is from: a node, and the path in its chain; `None` where it is a stage that could not be planned.
+    fn mounted(
+        &mut self,
+        step: &Step<'_>,
+        from: Option<&Word>,
+        source: String,
+    ) -> Planned<Option<(NodeId, String)>> {
+        Ok(match from.map(|word| self.origin(step, word)).transpose()? {
+            None => Some((self.bound(step, None, &source), BOUND.to_owned())),
+            Some(Some(Origin::Files(name))) => {
+                Some((self.bound(step, Some(&name), &source), BOUND.to_owned()))
+            }
+            Some(Some(Origin::Node(node))) => Some((node, source)),
+            // Its own errors were reported where it stands.
+            Some(None) => None,
+        })
     }
 }
 

@@ -12,6 +12,14 @@ use keelway_model::plan::{CopyFrom, CopyOp, ExecOp, FetchOp, GitOp, MkdirOp, Net
 use keelway_model::{Chmod, NodeId, Op};
 use std::collections::BTreeMap;
 
+/// What `--from` names.
+pub(super) enum Origin {
+    /// The chain of a node.
+    Node(NodeId),
+    /// A context of files, by its name.
+    Files(String),
+}
+
 /// The sources of a copy that are no heredocs.
 struct Sources {
     paths: Vec<String>,
@@ -144,19 +152,21 @@ impl Lower<'_> {
             None => None,
         };
         let exclude = self.excluded(step, t)?;
-        let from = match &t.from {
+        let (from, context) = match &t.from {
             Some(word) => match self.origin(step, word)? {
-                Some(chain) => Some(chain),
+                Some(Origin::Node(chain)) => (Some(chain), None),
+                Some(Origin::Files(name)) => (None, Some(name)),
                 // Its own errors were reported where it stands.
                 None => return Ok(()),
             },
-            None => None,
+            None => (None, None),
         };
         let name = step.located.instruction.kind.name();
         let said = |what: &[String]| format!("{name} {} {said_dest}", what.join(" "));
         let op = |sources, from, unpack, identity| CopyOp {
             sources,
             from,
+            context: context.clone(),
             dest: dest.clone(),
             chown: chown.clone(),
             chmod: chmod.clone(),
@@ -335,14 +345,17 @@ impl Lower<'_> {
         Ok((said, dest))
     }
 
-    /// The node that `--from` names; `None` where it is a stage that could not be planned.
-    pub(super) fn origin(&mut self, step: &Step<'_>, word: &Word) -> Planned<Option<NodeId>> {
+    /// What `--from` names; `None` where it is a stage that could not be planned.
+    pub(super) fn origin(&mut self, step: &Step<'_>, word: &Word) -> Planned<Option<Origin>> {
         let source = self.build.source_of(step.stage, word).map_err(|e| step.error("D0203", word, e))?;
-        Ok(match &source {
+        let node = match &source {
             From::Stage(index) => self.chains.get(index).copied(),
-            From::Scratch => Some(self.base_node(None, "FROM scratch".to_owned())),
-            From::Image(image) => Some(self.base_node(Some(image), format!("FROM {image}"))),
-        })
+            From::Scratch => Some(self.base_node(&source, "FROM scratch".to_owned())),
+            From::Image(image) => Some(self.base_node(&source, format!("FROM {image}"))),
+            From::Pinned(name) => Some(self.base_node(&source, format!("FROM {}", super::shown(name)))),
+            From::Files(name) => return Ok(Some(Origin::Files(name.clone()))),
+        };
+        Ok(node.map(Origin::Node))
     }
 
     /// The files that heredocs make: names and bytes.

@@ -29,6 +29,7 @@ fn try_plan(text: &str) -> Result<Plan, String> {
         proxy: Vec::new(),
         network: keelway_model::plan::Network::Private,
         allow: Default::default(),
+        contexts: Default::default(),
     };
     let build = Build::new(file, options).map_err(|e| e.to_string())?;
     build.lower(&Bases::new()).map_err(|e| e.to_string())
