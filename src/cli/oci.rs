@@ -74,6 +74,9 @@ enum Verb {
     State { id: String },
     /// A signal for it
     Kill {
+        /// To everything in it: KILL does that in any case, other signals its program gets
+        #[arg(long, short)]
+        all: bool,
         id: String,
         #[arg(default_value = "TERM")]
         signal: String,
@@ -160,7 +163,13 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             let state = all.state(id).map_err(text)?;
             print(&format!("{}\n", serde_json::to_string_pretty(&state).map_err(|e| e.to_string())?));
         }
-        Verb::Kill { id, signal } => all.kill(id, number(signal)?).map_err(text)?,
+        Verb::Kill { all: everything, id, signal } => {
+            let number = number(signal)?;
+            all.kill(id, number).map_err(text)?;
+            if *everything && number != Signal::SIGKILL as i32 {
+                say(cli, "warning", &format!("--all: {signal} was sent to the program of {id:?} alone"));
+            }
+        }
         Verb::Delete { force, id } => all.delete(id, *force).map_err(text)?,
         Verb::List { format, quiet } => {
             let states = all.list();
@@ -292,7 +301,7 @@ fn features() -> serde_json::Value {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.0",
         "hooks": [],
-        "mountOptions": ["bind", "rbind", "ro", "rw", "nosuid", "nodev", "private", "rprivate", "size", "mode"],
+        "mountOptions": ["bind", "rbind", "ro", "rw", "nosuid", "nodev", "private", "rprivate", "relatime", "exec", "size", "mode"],
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
             "capabilities": [

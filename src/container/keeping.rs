@@ -265,6 +265,7 @@ pub(crate) fn binds(record: &Record) -> Vec<Mount> {
         kind: MountKind::Bind {
             source: b.source.clone(),
             access: if b.writable { Access::ReadWrite } else { Access::ReadOnly },
+            below: true,
         },
     };
     record.asked.binds.iter().map(mount).collect()

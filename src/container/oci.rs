@@ -36,6 +36,9 @@ pub enum OciError {
     /// There is none.
     #[error("container {0:?} does not exist")]
     Missing(String),
+    /// Whoever created it was killed, or is still at it.
+    #[error("container {0:?} was not created to its end: delete --force frees its name")]
+    Unfinished(String),
     /// Its state does not allow that.
     #[error("container {id:?} is {is}, and {what} needs one that is {needed}")]
     State {
@@ -132,7 +135,10 @@ impl Containers {
 
     fn record(&self, id: &str) -> Result<(PathBuf, Record), OciError> {
         let folder = self.folder(id)?;
-        let text = fs::read(folder.join(RECORD)).map_err(|_| OciError::Missing(id.into()))?;
+        let text = fs::read(folder.join(RECORD)).map_err(|_| match folder.is_dir() {
+            true => OciError::Unfinished(id.into()),
+            false => OciError::Missing(id.into()),
+        })?;
         let record = serde_json::from_slice(&text)
             .map_err(|e| OciError::Bundle { path: folder.join(RECORD), detail: e.to_string() })?;
         Ok((folder, record))
@@ -215,10 +221,12 @@ impl Containers {
         if done { Ok(()) } else { Err(OciError::State { id: id.into(), is, what: "kill", needed }) }
     }
 
-    /// Forgets one that has ended; with `force` ends it before, and one that is not there is no error.
+    /// Forgets one that has ended; with `force` ends it before, and one that is not there, or whose creator was killed, is
+    /// no error.
     pub fn delete(&self, id: &str, force: bool) -> Result<(), OciError> {
         let (folder, record) = match self.record(id) {
             Err(OciError::Missing(_)) if force => return Ok(()),
+            Err(OciError::Unfinished(_)) if force => return self.forget(id, &self.folder(id)?),
             other => other?,
         };
         let is = self.state(id)?.status;
@@ -228,21 +236,25 @@ impl Containers {
             }
             within(&folder, |path| Gate(path).kill());
         }
+        self.forget(id, &folder)?;
+        // Takes the empty parents of its cgroup along.
+        drop(Launcher::new(LauncherConfig::new(record.parent)));
+        Ok(())
+    }
+
+    /// Removes its folder once nobody has its socket: neither its supervisor, nor who is creating it.
+    fn forget(&self, id: &str, folder: &Path) -> Result<(), OciError> {
         let end = Instant::now() + PATIENCE;
-        while within(&folder, |path| std::os::unix::net::UnixStream::connect(path)).is_ok() {
+        while within(folder, |path| std::os::unix::net::UnixStream::connect(path)).is_ok() {
             if Instant::now() >= end {
                 return Err(WaitError::Stuck { seconds: PATIENCE.as_secs() }.into());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        fs::remove_dir_all(&folder).map_err(|source| OciError::Io {
-            id: id.into(),
-            action: "remove",
-            source,
-        })?;
-        // Takes the empty parents of its cgroup along.
-        drop(Launcher::new(LauncherConfig::new(record.parent)));
-        Ok(())
+        match fs::remove_dir_all(folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|source| OciError::Io { id: id.into(), action: "remove", source }),
+        }
     }
 
     /// All there are, by name.
@@ -272,4 +284,44 @@ fn config(path: &Path) -> Result<Value, OciError> {
         return Err(wrong(format!("it has more than {MAX_CONFIG} bytes")));
     }
     serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_creator_was_killed_has_a_name_that_can_be_freed() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = Containers { root: dir.path().join("all") };
+        let folder = all.root.join("one");
+        // Killed before it had a socket, and with one.
+        for bound in [false, true] {
+            fs::create_dir_all(&folder).unwrap();
+            if bound {
+                drop(UnixListener::bind(folder.join(SOCKET)).unwrap());
+            }
+            assert!(all.list().is_empty());
+            for result in [all.delete("one", false), all.start("one"), all.state("one").map(drop)] {
+                assert!(matches!(&result, Err(OciError::Unfinished(id)) if id == "one"), "{result:?}");
+            }
+            all.delete("one", true).unwrap();
+            assert!(!folder.exists());
+        }
+        all.delete("one", true).unwrap();
+        assert!(matches!(all.delete("one", false), Err(OciError::Missing(_))));
+        // Somebody is still at it, and ends.
+        fs::create_dir_all(&folder).unwrap();
+        let creating = UnixListener::bind(folder.join(SOCKET)).unwrap();
+        let deleting = std::thread::spawn({
+            let all = all.clone();
+            move || all.delete("one", true)
+        });
+        // Its first look.
+        drop(creating.accept().unwrap());
+        assert!(folder.exists());
+        drop(creating);
+        deleting.join().unwrap().unwrap();
+        assert!(!folder.exists());
+    }
 }

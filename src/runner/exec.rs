@@ -83,7 +83,7 @@ fn spec(job: Job, attached: Option<&Attached>) -> Spec {
                 if let Ok(source) = Path::new(path).canonicalize() {
                     spec.mounts.push(Mount {
                         target: path.into(),
-                        kind: MountKind::Bind { source, access: Access::ReadOnly },
+                        kind: MountKind::Bind { source, access: Access::ReadOnly, below: true },
                     });
                 }
             }

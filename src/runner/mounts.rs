@@ -165,7 +165,7 @@ impl Maker<'_> {
                     out.env.push(("SSH_AUTH_SOCK".to_owned(), target.clone()));
                 }
                 out.agents.push(proxy);
-                MountKind::Bind { source, access: Access::ReadOnly }
+                MountKind::Bind { source, access: Access::ReadOnly, below: true }
             }
         }))
     }

@@ -142,12 +142,13 @@ fn mounts(spec: &Spec, bundle: &Bundle<'_>) -> Result<Vec<Value>, BundleError> {
     let mut made = bundle.made.iter();
     for extra in &spec.mounts {
         mounts.push(match &extra.kind {
-            MountKind::Bind { source, access } => {
+            MountKind::Bind { source, access, below } => {
                 let access = match access {
                     Access::ReadOnly => "ro",
                     Access::ReadWrite => "rw",
                 };
-                let options = ["rbind", "nosuid", "nodev", "private", access];
+                let bind = if *below { "rbind" } else { "bind" };
+                let options = [bind, "nosuid", "nodev", "private", access];
                 json!({ "destination": extra.target, "type": "bind", "source": source, "options": options })
             }
             MountKind::Tmpfs { size, mode } => match made.next() {

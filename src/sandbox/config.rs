@@ -4,15 +4,14 @@
 //! stricter here and harms no program is done, and said as a warning where somebody might miss it. Properties that the
 //! specification does not know are not looked at, as it demands.
 
+mod mounts;
+
 use crate::caps::CapSet;
 use crate::cgroup::{BoxName, ParentName};
-use crate::spec::{Access, CapProfile, Mount, MountKind, Network, Resource, Rlimit, RootFs, Spec, User};
+use crate::spec::{Access, CapProfile, Network, Resource, Rlimit, RootFs, Spec, User};
 use keelway_model::{Bytes, Limits};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-
-/// Size of a tmpfs that names none.
-const TMPFS: u64 = 1 << 30;
 
 /// Why a bundle cannot be run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -141,7 +140,7 @@ pub fn from_oci(config: &Value, bundle: &Path, id: &str) -> Read<Bundled> {
         spec.hostname.clone_from(hostname);
     }
     process(&config["process"], &mut spec)?;
-    mounts(&config["mounts"], bundle, &mut spec, &mut warnings)?;
+    mounts::read(&config["mounts"], bundle, &mut spec, &mut warnings)?;
     linux(&config["linux"], &mut spec, &mut warnings)?;
     Ok(Bundled { spec, parent, annotations: config["annotations"].clone(), warnings })
 }
@@ -236,97 +235,6 @@ fn capabilities(given: &Value, spec: &mut Spec) -> Read<()> {
         Err(e) => return unsupported("process.capabilities.bounding", e.to_string()),
     }
     Ok(())
-}
-
-fn mounts(all: &Value, bundle: &Path, spec: &mut Spec, warnings: &mut Vec<String>) -> Read<()> {
-    let mut shm = None;
-    for mount in list(all, "mounts")? {
-        let target = text(&mount["destination"], "mounts.destination")?;
-        let kind = mount["type"].as_str().unwrap_or_default();
-        let options = texts(&mount["options"], "mounts.options")?;
-        let has = |name: &str| options.iter().any(|o| o == name);
-        let what = || format!("mounts {target:?} ({kind})");
-        none_of(
-            mount,
-            &format!("mounts {target:?} "),
-            &[
-                ("uidMappings", "files have the ids that they have on disk"),
-                ("gidMappings", "files have the ids that they have on disk"),
-            ],
-        )?;
-        if let Some(option) = options.iter().find(|o| {
-            [
-                "shared",
-                "rshared",
-                "slave",
-                "rslave",
-                "unbindable",
-                "dev",
-                "suid",
-                "tmpcopyup",
-                "idmap",
-                "ridmap",
-            ]
-            .contains(&o.as_str())
-        }) {
-            return unsupported(
-                format!("{} with option {option:?}", what()),
-                "every mount is private, nosuid and nodev",
-            );
-        }
-        let bind = kind == "bind" || has("bind") || has("rbind");
-        match (kind, target) {
-            // These everybody has, as strict as can be.
-            ("proc", "/proc") | ("devpts", "/dev/pts") | ("mqueue", "/dev/mqueue") | ("tmpfs", "/dev")
-                if !bind => {}
-            ("sysfs", "/sys") if has("ro") => {}
-            ("sysfs", "/sys") => return unsupported(what(), "it is read-only: say so with \"ro\""),
-            ("tmpfs", "/dev/shm") => shm = size(&options),
-            // podman's, which its pods may share.
-            ("bind", "/dev/shm") => {
-                warnings.push("/dev/shm is the container's own: the engine's is left out".into());
-            }
-            ("cgroup" | "cgroup2", "/sys/fs/cgroup") => {
-                warnings.push("/sys/fs/cgroup is left out: a container sees no cgroups here".into());
-            }
-            ("tmpfs", _) => {
-                let mode = options.iter().find_map(|o| u32::from_str_radix(o.strip_prefix("mode=")?, 8).ok());
-                let kind = MountKind::Tmpfs {
-                    size: size(&options).unwrap_or(Bytes(TMPFS)),
-                    mode: mode.unwrap_or(0o1777),
-                };
-                if has("ro") || has("noexec") {
-                    return unsupported(what(), "a tmpfs can be written and executed from");
-                }
-                spec.mounts.push(Mount { target: target.into(), kind });
-            }
-            _ if bind && has("noexec") => {
-                return unsupported(format!("{} with option \"noexec\"", what()), "leave it out");
-            }
-            _ if bind => {
-                let source = bundle.join(text(&mount["source"], "mounts.source")?);
-                let access = if has("ro") { Access::ReadOnly } else { Access::ReadWrite };
-                spec.mounts.push(Mount { target: target.into(), kind: MountKind::Bind { source, access } });
-            }
-            _ => return unsupported(what(), "bind and tmpfs are, and the usual ones where they usually are"),
-        }
-    }
-    spec.limits.shm = shm;
-    Ok(())
-}
-
-/// `size=65536k` among the options of a tmpfs.
-fn size(options: &[String]) -> Option<Bytes> {
-    let text = options.iter().find_map(|o| o.strip_prefix("size="))?;
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &text[digits.len()..] {
-        "" => 1,
-        "k" | "K" => 1 << 10,
-        "m" | "M" => 1 << 20,
-        "g" | "G" => 1 << 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit).map(Bytes)
 }
 
 fn linux(linux: &Value, spec: &mut Spec, warnings: &mut Vec<String>) -> Read<()> {

@@ -304,8 +304,8 @@ fn open_view(
     how: &How<'_>,
     scratch: &Scratch,
 ) -> Result<Option<OwnedFd>, SetupError> {
-    let (source, access) = match &mount.kind {
-        MountKind::Bind { source, access } => (source, access),
+    let (source, access, below) = match &mount.kind {
+        MountKind::Bind { source, access, below } => (source, access, *below),
         MountKind::File { content, mode, owner } => {
             let owner = (how.ids.base + owner.0, how.ids.base + owner.1);
             let name = format!("file-{n}");
@@ -322,7 +322,7 @@ fn open_view(
     };
     let error = |errno: Errno| SetupError::BindSource { path: source.clone(), errno: errno.into() };
     let at = open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(error)?;
-    let tree = sys::open_tree_clone(at.as_fd(), true).map_err(error)?;
+    let tree = sys::open_tree_clone(at.as_fd(), below).map_err(error)?;
     let attributes = match access {
         Access::ReadOnly => RDONLY | NOSUID | NODEV,
         Access::ReadWrite => NOSUID | NODEV,

@@ -120,12 +120,14 @@ pub enum Access {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MountKind {
-    /// A file or directory of the host (with what is mounted below it).
+    /// A file or directory of the host.
     Bind {
         /// Absolute path on the host.
         source: PathBuf,
         /// Read-only or not.
         access: Access,
+        /// Whether what is mounted below it is seen, too.
+        below: bool,
     },
     /// An empty directory in memory.
     Tmpfs {

@@ -220,6 +220,43 @@ fn every_verb_and_its_exit_code(world: &World) -> Ended {
     b.oci(&["delete", "two"]).expect(0);
     b.oci(&["delete", "two"]).expect(1);
     b.oci(&["delete", "--force", "two"]).expect(0);
+    // An engine's way to end everything, and the end of a creator before its time: its name can be had again.
+    b.bundle("while :; do sleep 0.05; done", |_| {});
+    b.leaving(&["run", "-d", "all"]).expect(0);
+    let out = b.oci(&["kill", "--all", "all", "HUP"]).expect(0);
+    assert!(out.stderr.contains("was sent to the program"), "{}", out.stderr);
+    b.oci(&["kill", "--all", "all", "KILL"]);
+    b.until("all", "stopped");
+    b.oci(&["delete", "all"]).expect(0);
+    let null = std::process::Stdio::null;
+    let mut child = b.command(&["create", "cut"]).stdout(null()).stderr(null()).spawn().expect("it starts");
+    let end = Instant::now() + DEADLINE;
+    while !b.path("state/cut").exists() {
+        assert!(Instant::now() < end, "it has no folder");
+    }
+    child.kill().expect("our child can be killed");
+    child.wait().expect("it was killed");
+    // Killed later than meant it is a whole one, which has to be ended; either way `create` says what to do.
+    let out = b.oci(&["create", "cut"]).expect(1);
+    assert!(out.stderr.contains("exists already: delete it"), "{}", out.stderr);
+    b.oci(&["delete", "--force", "cut"]).expect(0);
+    b.leaving(&["create", "cut"]).expect(0);
+    b.oci(&["delete", "--force", "cut"]).expect(0);
+    // What is mounted below a bound directory is seen where it was asked for. The mount is of a namespace that goes.
+    b.bundle("ls /one/sub; echo then; ls /all/sub", |c| {
+        for (target, how) in [("/one", "bind"), ("/all", "rbind")] {
+            let mount = serde_json::json!({ "destination": target, "type": "bind", "source": "outer", "options": [how, "ro"] });
+            c["mounts"].as_array_mut().expect("a list").push(mount);
+        }
+    });
+    fs::create_dir_all(b.path("outer/sub")).expect("folders can be made");
+    let script = "mount -t tmpfs none outer/sub && touch outer/sub/below && exec \"$0\" \"$@\"";
+    let run = b.command(&["run", "mounts"]);
+    let mut command = b.env.command("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(run.get_program());
+    command.args(run.get_args());
+    let out = keelway_tests::env::run(&mut command, DEADLINE).expect("it runs").expect(0);
+    assert_eq!(out.stdout, "then\nbelow\n", "{}", out.stderr);
     // What is not supported is refused by name, and written into the log.
     b.bundle("true", |c| c["hooks"] = serde_json::json!({ "prestart": [{ "path": "/bin/true" }] }));
     let out = b.oci(&["--log", "log", "--log-format", "json", "create", "three"]).expect(1);

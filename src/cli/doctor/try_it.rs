@@ -97,7 +97,7 @@ fn in_place(base: &Path) -> Result<Vec<Finding>, String> {
     spec.mounts = programs
         .map(|p| Mount {
             target: p.into(),
-            kind: MountKind::Bind { source: p.into(), access: Access::ReadOnly },
+            kind: MountKind::Bind { source: p.into(), access: Access::ReadOnly, below: true },
         })
         .collect();
     let begun = Instant::now();

@@ -80,7 +80,7 @@ fn mounts() -> Result<(), Failed> {
     std::fs::write(host.join("given"), "from the host")?;
     let bind = |target: &str, source: PathBuf, access| Mount {
         target: target.into(),
-        kind: MountKind::Bind { source, access },
+        kind: MountKind::Bind { source, access, below: true },
     };
     let mut spec = sh("cat /src/given; echo; echo x > /src/no || echo read-only; echo yes > /out/made; \
          cat /etc/one; echo x > /etc/one || echo fixed; stat -c %a /etc/one; \
@@ -108,7 +108,7 @@ fn mounts() -> Result<(), Failed> {
 
 fn scratch() -> Result<(), Failed> {
     let mut spec = Spec::new(over(vec![]), argv(&["/tools/busybox", "touch", "/file"]), box_name());
-    let kind = MountKind::Bind { source: "/bin/busybox".into(), access: Access::ReadOnly };
+    let kind = MountKind::Bind { source: "/bin/busybox".into(), access: Access::ReadOnly, below: true };
     spec.mounts = vec![Mount { target: "/tools/busybox".into(), kind }];
     ok(&spec);
     assert_eq!(tree(&upper(&spec)), ["file"]);

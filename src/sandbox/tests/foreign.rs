@@ -49,7 +49,7 @@ fn same_spec() -> Result<(), Failed> {
         spec.hostname = "bundle".into();
         spec.cwd = "/var".into();
         spec.env.push(("GREETING".into(), "hello \"you\"".into()));
-        let bind = MountKind::Bind { source: host.clone(), access: Access::ReadOnly };
+        let bind = MountKind::Bind { source: host.clone(), access: Access::ReadOnly, below: true };
         spec.mounts = vec![
             file("/etc/hosts", "127.0.0.1 localhost\n", 0o644),
             Mount { target: "/bound".into(), kind: bind },

@@ -72,7 +72,7 @@ fn nothing_above() -> Result<(), Failed> {
             "b=/tools/busybox; $b ls -d /../tools; $b grep -c ' / / ' /proc/self/mountinfo",
         ]);
         let mut spec = Spec::new(over(vec![]), argv, box_name());
-        let kind = MountKind::Bind { source: "/bin/busybox".into(), access: Access::ReadOnly };
+        let kind = MountKind::Bind { source: "/bin/busybox".into(), access: Access::ReadOnly, below: true };
         spec.mounts = vec![Mount { target: "/tools/busybox".into(), kind }];
         spec
     };

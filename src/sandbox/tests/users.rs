@@ -91,7 +91,7 @@ fn binds() -> Result<(), Failed> {
     std::fs::write(host.join("given"), "x")?;
     chown(host.join("given"), Some(12), Some(13))?;
     let mut spec = sh("stat -c %u:%g /b/given; touch /b/made; su 2>/dev/null; exit 0");
-    let kind = MountKind::Bind { source: host.clone(), access: Access::ReadWrite };
+    let kind = MountKind::Bind { source: host.clone(), access: Access::ReadWrite, below: true };
     spec.mounts = vec![Mount { target: "/b".into(), kind }];
     assert_eq!(ok(&spec), "12:13\n");
     let made = std::fs::metadata(host.join("made"))?;
