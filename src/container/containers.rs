@@ -16,7 +16,7 @@ use crate::policy::{Ended, RestartPolicy};
 use crate::record::{
     self, Asked, ContainerFiles, EndRecord, Health, Record, RunRecord, VERSION, Want, Watch,
 };
-use keelway_disk::{Lock, Trash};
+use keelway_disk::{Lock, LockError, Trash};
 use keelway_model::clock::SystemClock;
 use keelway_model::{Clock, Digest};
 use std::io;
@@ -46,7 +46,7 @@ pub enum ContainersError {
     },
     /// Somebody else is at it.
     #[error(transparent)]
-    Lock(#[from] keelway_disk::LockError),
+    Lock(#[from] LockError),
     /// There is none.
     #[error("no such container: {0}; `keelway container ls -a` lists all")]
     Unknown(String),
@@ -104,6 +104,8 @@ pub struct New {
     pub digest: Digest,
     /// Program and arguments.
     pub argv: Vec<String>,
+    /// What stops it, as the kernel numbers it.
+    pub stop_signal: i32,
     /// Everything else.
     pub asked: Asked,
 }
@@ -148,7 +150,7 @@ impl Entry {
         let (run, end, watch) = (self.files.run()?, self.files.end()?, self.files.watch()?);
         let end = match (kept, &run, end) {
             (_, _, Some(end)) => Some(end),
-            (false, Some(run), None) => Some(killed(run)),
+            (false, Some(run), None) => Some(killed(Some(run))),
             _ => None,
         };
         let stopped = self.files.want()?.is_some_and(|want| want.stopped);
@@ -164,13 +166,17 @@ impl Entry {
     }
 }
 
-/// The end of a run whose keeper was killed.
-fn killed(run: &RunRecord) -> EndRecord {
+/// The end of a run whose keeper was killed, also before its process ran.
+pub(crate) fn killed(run: Option<&RunRecord>) -> EndRecord {
+    let how = match run {
+        Some(_) => "its keeper was killed, and it died with its keeper",
+        None => "its keeper was killed before it began",
+    };
     EndRecord {
         code: KILLED,
         out_of_memory: false,
-        error: Some("its keeper was killed, and it died with its keeper".into()),
-        started: Some(run.started),
+        error: Some(how.into()),
+        started: run.map(|run| run.started),
         ended: SystemClock.now(),
     }
 }
@@ -204,6 +210,7 @@ impl Containers {
     /// Makes one; nothing of it runs yet.
     pub fn create(&self, new: New) -> Result<Entry, ContainersError> {
         let _lock = self.locked()?;
+        self.forget_unfinished()?;
         let have = self.list()?;
         let taken = |name: &ContainerName| have.iter().find(|e| e.record.name == *name);
         let random = failed("choose an id");
@@ -234,6 +241,7 @@ impl Containers {
             digest: new.digest,
             argv: new.argv,
             asked: new.asked,
+            stop_signal: Some(new.stop_signal),
         };
         let make = || {
             files.save(&record)?;
@@ -247,25 +255,37 @@ impl Containers {
         Ok(Entry { record, files })
     }
 
+    /// Removes what a command left that was killed while it made a container. Only for who holds the lock.
+    fn forget_unfinished(&self) -> Result<(), ContainersError> {
+        for files in self.folders()? {
+            if files.is_unfinished() {
+                self.discard(&files).map_err(failed("remove what a killed command left"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// All of them, newest first. What is no container, or is being made, is passed over.
     pub fn list(&self) -> Result<Vec<Entry>, ContainersError> {
-        let items = match std::fs::read_dir(&self.dir) {
-            Ok(items) => items,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(failed(format!("list {}", self.dir.display()))(e)),
-        };
         let mut entries = Vec::new();
-        for item in items.flatten() {
-            let Some(id) = item.file_name().to_str().and_then(|n| n.parse::<ContainerId>().ok()) else {
-                continue;
-            };
-            let files = self.files(&id);
-            if let Some(record) = files.load().map_err(failed(format!("read container {}", id.short())))? {
+        for files in self.folders()? {
+            let whose = || format!("read the container in {}", files.dir().display());
+            if let Some(record) = files.load().map_err(|e| failed(whose())(e))? {
                 entries.push(Entry { record, files });
             }
         }
         entries.sort_by(|a, b| b.record.created.cmp(&a.record.created).then(a.record.id.cmp(&b.record.id)));
         Ok(entries)
+    }
+
+    fn folders(&self) -> Result<Vec<ContainerFiles>, ContainersError> {
+        let items = match std::fs::read_dir(&self.dir) {
+            Ok(items) => items,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(failed(format!("list {}", self.dir.display()))(e)),
+        };
+        let id = |item: std::fs::DirEntry| item.file_name().to_str()?.parse::<ContainerId>().ok();
+        Ok(items.flatten().filter_map(id).map(|id| self.files(&id)).collect())
     }
 
     /// By name, id, or the unique beginning of an id.
@@ -290,13 +310,12 @@ impl Containers {
     pub fn remove(&self, entry: &Entry) -> Result<(), ContainersError> {
         let _lock = self.locked()?;
         // Whoever would start it again finds it taken, and then gone.
-        let taken = Lock::try_take(&entry.files.keeper_lock());
-        match taken {
-            Ok(Some(_mine)) => self.discard(&entry.files),
-            Ok(None) => return Err(ContainersError::Running(entry.record.name.clone())),
-            Err(keelway_disk::LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(())
+        match entry.files.take_keeper_lock() {
+            Ok(_mine) => self.discard(&entry.files),
+            Err(LockError::TimedOut { .. }) => {
+                return Err(ContainersError::Running(entry.record.name.clone()));
             }
+            Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => return Err(e.into()),
         }
         .map_err(failed(format!("remove container {}", entry.record.name)))
@@ -340,11 +359,11 @@ impl Containers {
         if files.is_kept() || files.is_supervised() {
             return Ok(None);
         }
-        let (run, end) = (files.run()?, files.end()?);
-        let (Some(_), watch) = (run.as_ref().map(|_| ()).or(end.as_ref().map(|_| ())), files.watch()?) else {
+        let (run, end, watch) = (files.run()?, files.end()?, files.watch()?);
+        if run.is_none() && end.is_none() && watch.restarts == 0 {
             // It was never started, or is being started.
             return Ok(None);
-        };
+        }
         let want = files.want()?.unwrap_or_else(|| Want::now(false));
         let after = Ended {
             well: end.as_ref().is_some_and(|e| e.code == 0),
@@ -357,12 +376,12 @@ impl Containers {
         }
         let Some(run) = run.filter(|_| end.is_none()) else { return Ok(None) };
         // Only who holds the lock may say that it has ended.
-        let Ok(Some(_mine)) = Lock::try_take(&files.keeper_lock()) else { return Ok(None) };
+        let Ok(_mine) = files.take_keeper_lock() else { return Ok(None) };
         if files.end()?.is_some() {
             return Ok(None);
         }
         files.clear_cgroup()?;
-        files.save_end(&killed(&run))?;
+        files.save_end(&killed(Some(&run)))?;
         let name = entry.record.name.clone();
         Ok(Some(if asked.remove { Found::Removed(name) } else { Found::Died(name) }))
     }

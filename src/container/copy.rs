@@ -8,7 +8,7 @@ use crate::containers::Entry;
 use crate::exec;
 use crate::image::Image;
 use crate::keeping::{self, Post};
-use keelway_disk::{Lock, Root};
+use keelway_disk::{LockError, Root};
 use keelway_sandbox::{
     CapProfile, ExecSpec, ExitKind, Launcher, LauncherConfig, Network, RootFs, Spec, Stdio, Work,
 };
@@ -117,9 +117,10 @@ async fn run(
 /// A sandbox over the files of a container that nobody keeps.
 fn over_its_files(post: &Post, entry: &Entry, work: Work, stdio: [OwnedFd; 3]) -> Result<u8, CopyError> {
     let (record, files) = (&entry.record, &entry.files);
-    let _lock = Lock::try_take(&files.keeper_lock())
-        .map_err(start)?
-        .ok_or_else(|| CopyError::Start("the container has just been started: try again".into()))?;
+    let _lock = files.take_keeper_lock().map_err(|e| match e {
+        LockError::TimedOut { .. } => start("the container has just been started: try again"),
+        other => start(other),
+    })?;
     let store = keeping::open_store(&post.state).map_err(start)?;
     let image = Image::prepare(&store, record.digest).map_err(start)?;
     let lowers = store.lowers(&image.chain);

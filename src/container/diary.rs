@@ -7,13 +7,15 @@
 
 use keelway_disk::Lock;
 use std::fs::{File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4 << 20;
+/// Bytes of the last line, at most.
+const LAST: u64 = 4096;
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -47,6 +49,21 @@ impl Diary {
             self.turn()?;
         }
         OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)
+    }
+
+    /// The last line that was said, without what the command line says before each; `None` where nothing was said.
+    pub fn last_line(&self) -> io::Result<Option<String>> {
+        let mut file = match File::open(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(len.saturating_sub(LAST)))?;
+        let mut end = Vec::new();
+        file.take(LAST).read_to_end(&mut end)?;
+        let text = String::from_utf8_lossy(&end);
+        let last = text.lines().map(str::trim).rfind(|line| !line.is_empty());
+        Ok(last.map(|line| line.strip_prefix("keelway: ").unwrap_or(line).to_owned()))
     }
 
     /// Turns the page, unless somebody else does.
@@ -147,5 +164,9 @@ mod tests {
         writeln!(diary.open().unwrap(), "one").unwrap();
         writeln!(diary.open().unwrap(), "two").unwrap();
         assert_eq!(std::fs::read_to_string(&diary.path).unwrap(), "one\ntwo\n");
+        assert_eq!(diary.last_line().unwrap().unwrap(), "two");
+        write!(diary.open().unwrap(), "{}\nkeelway: three\n\n", "x".repeat(9000)).unwrap();
+        assert_eq!(diary.last_line().unwrap().unwrap(), "three");
+        assert_eq!(Diary::at(&dir.path().join("absent")).last_line().unwrap(), None);
     }
 }

@@ -4,7 +4,7 @@
 //! ends with whoever asked for it: the end of the connection kills it.
 
 use crate::container::{NOT_STARTED, exit_code, start_code};
-use crate::keeper::Ask;
+use crate::keeper::{Ask, IDLE};
 use crate::wire::{self, CallError};
 use keelway_deploy::frame::{self, FrameError};
 use keelway_sandbox::{ExecSpec, Handle, Stdio};
@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 /// What the keeper says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,14 +72,20 @@ impl ExecError {
     }
 }
 
-/// The keeper's end.
+/// The keeper's end. `place` is held for as long as the process lives; where there is none it does not begin.
 pub(crate) async fn attend(
     mut stream: UnixStream,
     handle: Option<Handle>,
     spec: ExecSpec,
+    place: Result<OwnedSemaphorePermit, String>,
 ) -> Result<(), FrameError> {
-    let fds = wire::receive_fds(&stream, 3).await?;
+    let handed = tokio::time::timeout(IDLE, wire::receive_fds(&stream, 3)).await;
+    let fds = handed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let failed = |why: String, code| Answer::Failed { why, code };
+    let _place = match place {
+        Ok(place) => place,
+        Err(why) => return frame::write(&mut stream, &failed(why, NOT_STARTED)).await,
+    };
     let Some(handle) = handle else {
         return frame::write(&mut stream, &failed("the container is not running".into(), NOT_STARTED)).await;
     };
@@ -125,8 +131,22 @@ pub struct Session {
 
 /// Asks the keeper at this socket for a process.
 pub async fn begin(socket: &Path, spec: &ExecSpec, stdio: &[OwnedFd; 3]) -> Result<Session, ExecError> {
+    ask(socket, spec, stdio, false).await
+}
+
+/// The same for a look at the container's health, for which there is room when there is none for others.
+pub async fn begin_check(socket: &Path, spec: &ExecSpec, stdio: &[OwnedFd; 3]) -> Result<Session, ExecError> {
+    ask(socket, spec, stdio, true).await
+}
+
+async fn ask(
+    socket: &Path,
+    spec: &ExecSpec,
+    stdio: &[OwnedFd; 3],
+    check: bool,
+) -> Result<Session, ExecError> {
     let mut stream = wire::connect(socket).await?;
-    frame::write(&mut stream, &Ask::Exec { spec: Box::new(spec.clone()) }).await?;
+    frame::write(&mut stream, &Ask::Exec { spec: Box::new(spec.clone()), check }).await?;
     wire::send_fds(&stream, &[stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()]).await?;
     match frame::read(&mut stream).await? {
         Some(Answer::Started) => {}

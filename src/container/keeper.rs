@@ -16,14 +16,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// For the lock: the one who looks whether it is free holds it for a moment.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
-/// Connections at one time.
+/// Connections at one time, but for those of processes that joined.
 const MAX_PEERS: usize = 64;
+/// Processes that joined at one time; each takes a thread of ours.
+const MAX_EXECS: usize = 128;
+/// Health checks at one time. They have places of their own, so that no number of other processes makes a container ill.
+const MAX_CHECKS: usize = 8;
 /// A peer that says nothing for so long is let go.
-const IDLE: Duration = Duration::from_secs(30);
+pub(crate) const IDLE: Duration = Duration::from_secs(30);
 /// Orders that wait for the container.
 const MAX_ORDERS: usize = 64;
 
@@ -48,6 +52,9 @@ pub enum Ask {
     Exec {
         /// What.
         spec: Box<ExecSpec>,
+        /// Whether it looks at the container's health.
+        #[serde(default)]
+        check: bool,
     },
 }
 
@@ -162,31 +169,130 @@ impl Keeper {
     }
 
     async fn listen(&self, desk: &Desk) {
-        let room = Arc::new(Semaphore::new(MAX_PEERS));
+        let room = Room::new();
         loop {
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            let Ok(place) = Arc::clone(&room.peers).acquire_owned().await else { return };
             let stream = wire::accept(&self.listener).await;
-            let desk = desk.clone();
+            let (desk, room) = (desk.clone(), room.clone());
             tokio::spawn(async move {
-                if let Err(error) = talk(stream, &desk).await {
+                if let Err(error) = talk(stream, &desk, &room, place).await {
                     tracing::debug!(%error, "a connection ended");
                 }
-                drop(permit);
             });
         }
     }
 }
 
-async fn talk(mut stream: UnixStream, desk: &Desk) -> Result<(), frame::FrameError> {
+/// For how many there is room.
+#[derive(Clone)]
+struct Room {
+    peers: Arc<Semaphore>,
+    execs: Arc<Semaphore>,
+    checks: Arc<Semaphore>,
+}
+
+impl Room {
+    fn new() -> Self {
+        let of = |most| Arc::new(Semaphore::new(most));
+        Self { peers: of(MAX_PEERS), execs: of(MAX_EXECS), checks: of(MAX_CHECKS) }
+    }
+    /// A place among the processes that joined, or why there is none.
+    fn join(&self, check: bool) -> Result<OwnedSemaphorePermit, String> {
+        let (room, most, what) = match check {
+            true => (&self.checks, MAX_CHECKS, "health checks"),
+            false => (&self.execs, MAX_EXECS, "commands"),
+        };
+        let full = |_| {
+            format!("{most} {what} run in the container beside its own, which is as many as may: end one")
+        };
+        Arc::clone(room).try_acquire_owned().map_err(full)
+    }
+}
+
+async fn talk(
+    mut stream: UnixStream,
+    desk: &Desk,
+    room: &Room,
+    place: OwnedSemaphorePermit,
+) -> Result<(), frame::FrameError> {
     while let Ok(ask) = tokio::time::timeout(IDLE, frame::read(&mut stream)).await {
         match ask? {
             None => break,
             Some(Ask::Status) => {}
             Some(Ask::Stop { grace }) => desk.order(Order::Stop(Stop { grace })),
             Some(Ask::Signal { signal }) => desk.order(Order::Signal(signal)),
-            Some(Ask::Exec { spec }) => return crate::exec::attend(stream, desk.handle(), *spec).await,
+            Some(Ask::Exec { spec, check }) => {
+                let joined = room.join(check);
+                // A process may live as long as its container. What is to be heard meanwhile needs the place.
+                let _place = joined.is_err().then_some(place);
+                return crate::exec::attend(stream, desk.handle(), *spec, joined).await;
+            }
         }
         frame::write(&mut stream, &desk.status()).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::Answer;
+    use keelway_sandbox::ExecSpec;
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::path::Path;
+
+    /// Asks for a process and hands nothing over, so that it takes its place and does not begin.
+    async fn half(socket: &Path, check: bool) -> UnixStream {
+        let mut stream = wire::connect(socket).await.unwrap();
+        let spec = Box::new(ExecSpec::new(vec!["x".into()]));
+        frame::write(&mut stream, &Ask::Exec { spec, check }).await.unwrap();
+        stream
+    }
+
+    /// Why a process was not started.
+    async fn refusal(socket: &Path, check: bool) -> String {
+        let mut stream = half(socket, check).await;
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        wire::send_fds(&stream, &[null.as_fd(), null.as_fd(), null.as_fd()]).await.unwrap();
+        match frame::read(&mut stream).await.unwrap() {
+            Some(Answer::Failed { why, .. }) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn until_refused(socket: &Path, check: bool, with: &str) {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let why = refusal(socket, check).await;
+            if why.contains(with) {
+                return;
+            }
+            assert!(Instant::now() < end, "{why}");
+        }
+    }
+
+    #[tokio::test]
+    async fn however_many_joined_it_can_be_stopped_and_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("sock");
+        let keeper = Keeper::begin(dir.path().join("lock"), socket.clone()).await.unwrap();
+        let (desk, mut life) = desk();
+        let kept = tokio::spawn(async move {
+            let stopped = async { assert!(matches!(life.orders.recv().await, Some(Order::Stop(_)))) };
+            keeper.keep(&desk, stopped).await
+        });
+        let mut joined = Vec::new();
+        for _ in 0..MAX_EXECS {
+            joined.push(half(&socket, false).await);
+        }
+        let full = format!("{MAX_EXECS} commands");
+        until_refused(&socket, false, &full).await;
+        assert_eq!(refusal(&socket, true).await, "the container is not running", "a check has its place");
+        // Who goes makes room.
+        drop(joined.pop());
+        until_refused(&socket, false, "not running").await;
+        let stop = Ask::Stop { grace: Duration::ZERO };
+        wire::call::<_, Status>(&socket, &stop, Duration::from_secs(20)).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), kept).await.unwrap().unwrap();
+    }
 }

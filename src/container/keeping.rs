@@ -66,7 +66,7 @@ impl Post {
         self.containers().files(&self.id)
     }
     /// Starts a process for it that outlives us.
-    pub fn spawn(&self, role: Role) -> io::Result<()> {
+    pub fn spawn(&self, role: Role) -> io::Result<process::Ending> {
         let word = match role {
             Role::Keeper => "keep",
             Role::Supervisor => "supervise",
@@ -130,6 +130,15 @@ pub async fn keep(
     let gone = || KeepingError::Gone(post.id.clone());
     let record = files.load().map_err(failed("read the container's record"))?.ok_or_else(gone)?;
     let keeper = Keeper::begin(files.keeper_lock(), files.socket()).await?;
+    // Whoever stopped it before we had the lock was told that nothing runs, and so it must stay.
+    if files.want().map_err(failed("read what it shall do"))?.is_some_and(|want| want.stopped) {
+        let end = match files.end().map_err(failed("read how it ended"))? {
+            Some(last) => last,
+            None => never_began(&files)?,
+        };
+        drop(keeper);
+        return Ok(end);
+    }
     files.clear_cgroup().map_err(failed("remove the cgroup of the last run"))?;
     files.forget_run().map_err(failed("begin a run"))?;
     let noting = tokio::spawn(note_start(desk.clone(), files.clone()));
@@ -169,6 +178,19 @@ pub async fn keep(
         }
     }
     drop(keeper);
+    Ok(end)
+}
+
+/// The end of a run that did not come to be, written down.
+fn never_began(files: &ContainerFiles) -> Result<EndRecord, KeepingError> {
+    let end = EndRecord {
+        code: NOT_STARTED,
+        out_of_memory: false,
+        error: Some("it was stopped before it began".into()),
+        started: None,
+        ended: SystemClock.now(),
+    };
+    files.save_end(&end).map_err(failed("write how the container ended"))?;
     Ok(end)
 }
 

@@ -9,6 +9,9 @@ use std::process::Stdio;
 /// The binary that runs now, also when its file was replaced or removed.
 const SELF: &str = "/proc/self/exe";
 
+/// The end of a process that was started.
+pub type Ending = tokio::task::JoinHandle<io::Result<std::process::ExitStatus>>;
+
 /// A runtime for one of the host's processes.
 pub fn runtime(name: &str) -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build()
@@ -21,8 +24,9 @@ pub fn detach() {
 }
 
 /// Starts this binary with `verb`, its input empty, what it says appended to the file `diary`. It is not
-/// bound to us: it calls [`detach`] first. Its end is awaited by the runtime, so that it leaves no zombie.
-pub fn spawn(verb: &str, args: Vec<OsString>, diary: &Path) -> io::Result<()> {
+/// bound to us: it calls [`detach`] first. Its end is awaited by the runtime, so that it leaves no zombie, and seen by the
+/// handle.
+pub fn spawn(verb: &str, args: Vec<OsString>, diary: &Path) -> io::Result<Ending> {
     let out = Diary::at(diary).open()?;
     let mut child = tokio::process::Command::new(SELF)
         .arg(verb)
@@ -33,6 +37,5 @@ pub fn spawn(verb: &str, args: Vec<OsString>, diary: &Path) -> io::Result<()> {
         .stdout(out.try_clone()?)
         .stderr(out)
         .spawn()?;
-    tokio::spawn(async move { child.wait().await });
-    Ok(())
+    Ok(tokio::spawn(async move { child.wait().await }))
 }

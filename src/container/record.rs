@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Version of the records.
 pub const VERSION: u32 = 1;
@@ -131,6 +131,11 @@ pub struct Asked {
     pub labels: BTreeMap<String, String>,
 }
 
+/// For the lock of a container that nobody keeps: who looks at it, or puts something right, holds it for a moment.
+pub const MOMENT: Duration = Duration::from_secs(2);
+/// What stops a container where nobody says otherwise.
+const SIGTERM: i32 = 15;
+
 /// From the stop signal to SIGKILL where nothing is said.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -164,6 +169,17 @@ pub struct Record {
     pub argv: Vec<String>,
     /// What was asked for.
     pub asked: Asked,
+    /// What stops its process, as the kernel numbers it; missing in records of older versions.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
+}
+
+impl Record {
+    /// What stops its process, as the kernel numbers it.
+    pub fn stop_signal(&self) -> i32 {
+        let asked = || self.asked.stop_signal.as_deref().and_then(crate::signal_number);
+        self.stop_signal.or_else(asked).unwrap_or(SIGTERM)
+    }
 }
 
 /// What a container shall do.
@@ -307,6 +323,11 @@ impl ContainerFiles {
         is_held(&self.supervisor_lock())
     }
 
+    /// Takes the keeper's lock of one that nobody keeps. Blocking, for [`MOMENT`] at most.
+    pub fn take_keeper_lock(&self) -> Result<Lock, LockError> {
+        Lock::take(&self.keeper_lock(), Instant::now() + MOMENT, &|| false)
+    }
+
     /// What it is; `None` for one that is not there.
     pub fn load(&self) -> io::Result<Option<Record>> {
         let record: Option<Record> = files::load(&self.dir.join(RECORD))?;
@@ -317,6 +338,10 @@ impl ContainerFiles {
             ))),
             other => Ok(other),
         }
+    }
+    /// Whether it has a directory and no record: it is being made, or whoever made it was killed.
+    pub fn is_unfinished(&self) -> bool {
+        self.dir.is_dir() && std::fs::symlink_metadata(self.dir.join(RECORD)).is_err()
     }
     /// Writes what it is, its directories first.
     pub fn save(&self, record: &Record) -> io::Result<()> {
@@ -382,9 +407,10 @@ impl ContainerFiles {
     }
 }
 
-/// Whether somebody holds a lock. An error is no proof of a free lock, but for a directory that is gone.
+/// Whether somebody holds a lock. Who looks shares it, so that two who look do not take each other for a holder. An error is
+/// no proof of a free lock, but for a directory that is gone.
 fn is_held(path: &Path) -> bool {
-    match Lock::try_take(path) {
+    match Lock::try_share(path) {
         Ok(lock) => lock.is_none(),
         Err(LockError::Io { source, .. }) => source.kind() != io::ErrorKind::NotFound,
         Err(_) => true,

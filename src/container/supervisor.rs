@@ -5,7 +5,7 @@
 //! killed at once, the next command that looks at containers does.
 
 use crate::backoff::Backoff;
-use crate::containers::Entry;
+use crate::containers::{Entry, killed};
 use crate::exec;
 use crate::keeper::Ask;
 use crate::keeping::{self, Post, Role};
@@ -84,7 +84,15 @@ pub async fn supervise(post: &Post) -> Result<(), SuperviseError> {
             attend(post, &files, &record, &mut watch).await?;
             continue;
         }
-        let (run, end) = settle(&files)?;
+        let settled = tokio::task::spawn_blocking({
+            let (files, again) = (files.clone(), watch.restarts > 0);
+            move || settle(&files, again)
+        });
+        let Some((run, end)) =
+            settled.await.map_err(|e| failed("look at its end")(io::Error::other(e)))??
+        else {
+            continue;
+        };
         // It was never started: whoever made it is about to.
         let Some(end) = end else { return Ok(()) };
         let want = files.want().map_err(failed("read what it shall do"))?.unwrap_or_else(|| Want::now(false));
@@ -111,30 +119,39 @@ pub async fn supervise(post: &Post) -> Result<(), SuperviseError> {
         }
         watch.restarts = watch.restarts.saturating_add(1);
         files.save_watch(&watch).map_err(failed("write what is known"))?;
-        start(post, &files).await?;
+        start(post, &files, &end).await?;
     }
 }
 
-/// How the last run ended, written down where its keeper could not.
-fn settle(files: &ContainerFiles) -> Result<(Option<RunRecord>, Option<EndRecord>), SuperviseError> {
+/// The last run, and how it ended.
+type Last = (Option<RunRecord>, Option<EndRecord>);
+
+/// How the last run ended, written down where its keeper could not; without an end it was never started, `again` aside.
+/// `None` when somebody keeps it after all. Blocking.
+fn settle(files: &ContainerFiles, again: bool) -> Result<Option<Last>, SuperviseError> {
     let read = || Ok((files.run()?, files.end()?));
-    let (run, end) = read().map_err(failed("read how it ended"))?;
-    if let (Some(run), None) = (&run, &end) {
-        // Only who holds its lock knows that nobody keeps it again.
-        if let Ok(Some(_mine)) = Lock::try_take(&files.keeper_lock()) {
-            files.clear_cgroup().map_err(failed("remove its cgroup"))?;
-        }
-        let end = EndRecord {
-            code: 137,
-            out_of_memory: false,
-            error: Some("its keeper was killed, and it died with its keeper".into()),
-            started: Some(run.started),
-            ended: SystemClock.now(),
-        };
-        files.save_end(&end).map_err(failed("write how it ended"))?;
-        return Ok((Some(run.clone()), Some(end)));
+    let is_settled = |(run, end): &Last| end.is_some() || (run.is_none() && !again);
+    let last = read().map_err(failed("read how it ended"))?;
+    if is_settled(&last) {
+        return Ok(Some(last));
     }
-    Ok((run, end))
+    // Only who holds its lock knows that nobody keeps it.
+    let _mine = match files.take_keeper_lock() {
+        Ok(lock) => lock,
+        Err(LockError::TimedOut { .. }) => return Ok(None),
+        Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(Some((None, None)));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let last = read().map_err(failed("read how it ended"))?;
+    if is_settled(&last) {
+        return Ok(Some(last));
+    }
+    files.clear_cgroup().map_err(failed("remove its cgroup"))?;
+    let end = killed(last.0.as_ref());
+    files.save_end(&end).map_err(failed("write how it ended"))?;
+    Ok(Some((last.0, Some(end))))
 }
 
 fn finish(
@@ -167,13 +184,15 @@ async fn pause(files: &ContainerFiles, wait: Duration) -> Result<bool, Supervise
     }
 }
 
-/// Starts a keeper and waits until it has the container, or has said why not.
-async fn start(post: &Post, files: &ContainerFiles) -> Result<(), SuperviseError> {
-    files.forget_run().map_err(failed("begin a run"))?;
+/// Starts a keeper and waits until it has the container, or has said why not, or it was stopped. The keeper forgets the
+/// `last` end, so that one that was stopped meanwhile still has it.
+async fn start(post: &Post, files: &ContainerFiles, last: &EndRecord) -> Result<(), SuperviseError> {
     post.spawn(Role::Keeper).map_err(failed("start a keeper"))?;
     let end = Instant::now() + BEGIN;
     while Instant::now() < end {
-        if files.is_kept() || files.end().map_err(failed("read how it ended"))?.is_some() {
+        let end = files.end().map_err(failed("read how it ended"))?;
+        let want = files.want().map_err(failed("read what it shall do"))?;
+        if files.is_kept() || end.as_ref() != Some(last) || want.is_none_or(|w| w.stopped) {
             return Ok(());
         }
         tokio::time::sleep(LOOK).await;
@@ -299,7 +318,7 @@ async fn run(files: &ContainerFiles, spec: &ExecSpec) -> Result<(u8, String), St
     let (reader, writer) = std::io::pipe().map_err(|e| say(&e))?;
     let again = writer.try_clone().map_err(|e| say(&e))?;
     let stdio: [OwnedFd; 3] = [null.into(), writer.into(), again.into()];
-    let session = exec::begin(&files.socket(), spec, &stdio).await.map_err(|e| say(&e))?;
+    let session = exec::begin_check(&files.socket(), spec, &stdio).await.map_err(|e| say(&e))?;
     drop(stdio);
     let mut output = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into()).map_err(|e| say(&e))?;
     let (_nobody, mut signals) = mpsc::channel(1);

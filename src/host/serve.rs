@@ -203,7 +203,7 @@ impl Link {
             }
         }
         let args = SuperviseSettings { settings: self.settings.clone(), role: Role::Supervisor };
-        process::spawn("__supervise", args.to_args(), &record::diary(&self.settings, "supervisor"))
+        process::spawn("__supervise", args.to_args(), &record::diary(&self.settings, "supervisor")).map(drop)
     }
 
     /// A supervisor that answers and runs our binary.

@@ -10,16 +10,18 @@ use crate::spec::Work;
 use keelway_disk::{NodeKind, Root};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
 
 /// The name of the one entry.
 const NAME: &[u8] = b"r";
+/// The bits of a mode that let a program run as its owner or group.
+const SET_ID: u32 = 0o6000;
 /// Longest path in a tar.
 const MAX_PATH: usize = 4096;
 
@@ -34,15 +36,34 @@ pub struct Destination {
     pub contents: bool,
 }
 
+/// What becomes of [`SET_ID`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetId {
+    /// They stay: in a container they count for its own users only.
+    Kept,
+    /// They go: on the machine a file that a container chose would run as whoever copied it, root perhaps.
+    Dropped,
+}
+
+impl SetId {
+    const fn of(self, mode: u32) -> u32 {
+        match self {
+            Self::Kept => mode & 0o7777,
+            Self::Dropped => mode & 0o7777 & !SET_ID,
+        }
+    }
+}
+
 /// Does it for a process of the sandbox; gives its exit code.
 pub(crate) fn work(work: &Work) -> i32 {
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
     let done = match work {
         Work::Program => Ok(()),
-        Work::Pack { path } => own(io::stdout().as_fd()).and_then(|out| pack(Path::new(path), out)),
-        Work::Unpack { to } => {
-            own(io::stdin().as_fd()).and_then(|from| unpack(from, &Root::open(Path::new("/"))?, to))
+        Work::Pack { path } => {
+            own(io::stdout().as_fd()).and_then(|out| pack(Path::new(path), out, SetId::Dropped))
         }
+        Work::Unpack { to } => own(io::stdin().as_fd())
+            .and_then(|from| unpack(from, &Root::open(Path::new("/"))?, to, SetId::Kept)),
     };
     match done {
         Ok(()) => 0,
@@ -59,7 +80,7 @@ fn about(path: &Path) -> impl Fn(io::Error) -> io::Error + use<> {
 }
 
 /// Writes a tar of a path and what is beneath it. Links are packed, not followed.
-pub fn pack(path: &Path, to: impl Write) -> io::Result<()> {
+pub fn pack(path: &Path, to: impl Write, ids: SetId) -> io::Result<()> {
     let mut tar = Builder::new(to);
     let mut left: Vec<(PathBuf, Vec<u8>)> = vec![(path.to_owned(), NAME.to_vec())];
     let mut first = true;
@@ -76,7 +97,7 @@ pub fn pack(path: &Path, to: impl Write) -> io::Result<()> {
                 Err(e) if e.kind() == io::ErrorKind::NotFound && !first => continue,
                 Err(e) => return Err(about(&path)(e)),
             };
-            append(&mut tar, &meta, EntryType::Directory, &name, io::empty())?;
+            append(&mut tar, header(&meta, EntryType::Directory, ids), &name, io::empty())?;
             let mut names: Vec<OsString> = items.flatten().map(|i| i.file_name()).collect();
             names.sort_unstable();
             for child in names.iter().rev() {
@@ -84,10 +105,10 @@ pub fn pack(path: &Path, to: impl Write) -> io::Result<()> {
             }
         } else if meta.is_symlink() {
             let target = std::fs::read_link(&path).map_err(about(&path))?;
-            let mut header = header(&meta, EntryType::Symlink, 0);
+            let mut header = header(&meta, EntryType::Symlink, ids);
             tar.append_link(&mut header, as_path(&name), target)?;
         } else if meta.is_file() {
-            pack_file(&mut tar, &path, &name, first)?;
+            pack_file(&mut tar, &path, &name, first, ids)?;
         } else if first {
             return Err(about(&path)(io::Error::other("it is neither a file, nor a directory, nor a link")));
         }
@@ -96,7 +117,13 @@ pub fn pack(path: &Path, to: impl Write) -> io::Result<()> {
     tar.into_inner()?.flush()
 }
 
-fn pack_file(tar: &mut Builder<impl Write>, path: &Path, name: &[u8], first: bool) -> io::Result<()> {
+fn pack_file(
+    tar: &mut Builder<impl Write>,
+    path: &Path,
+    name: &[u8],
+    first: bool,
+    ids: SetId,
+) -> io::Result<()> {
     // Whatever is there by now: a FIFO must not hold us, a link is not followed.
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
     let file = match std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
@@ -110,35 +137,33 @@ fn pack_file(tar: &mut Builder<impl Write>, path: &Path, name: &[u8], first: boo
     }
     // As long as it was said to be, whatever is written to it meanwhile.
     let bytes = file.chain(io::repeat(0)).take(meta.len());
-    append(tar, &meta, EntryType::Regular, name, bytes).map_err(about(path))
+    append(tar, header(&meta, EntryType::Regular, ids), name, bytes).map_err(about(path))
 }
 
 fn as_path(name: &[u8]) -> PathBuf {
     OsString::from_vec(name.to_vec()).into()
 }
 
-fn header(meta: &Metadata, kind: EntryType, size: u64) -> Header {
+fn header(meta: &Metadata, kind: EntryType, ids: SetId) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
-    header.set_size(size);
-    header.set_mode(meta.mode() & 0o7777);
+    header.set_size(if kind == EntryType::Regular { meta.len() } else { 0 });
+    header.set_mode(ids.of(meta.mode()));
     header.set_mtime(u64::try_from(meta.mtime()).unwrap_or(0));
     header
 }
 
 fn append(
     tar: &mut Builder<impl Write>,
-    meta: &Metadata,
-    kind: EntryType,
+    mut header: Header,
     name: &[u8],
     bytes: impl Read,
 ) -> io::Result<()> {
-    let size = if kind == EntryType::Regular { meta.len() } else { 0 };
-    tar.append_data(&mut header(meta, kind, size), as_path(name), bytes)
+    tar.append_data(&mut header, as_path(name), bytes)
 }
 
 /// Reads such a tar into a place below `root`. Owners are those of the caller.
-pub fn unpack(from: impl Read, root: &Root, to: &Destination) -> io::Result<()> {
+pub fn unpack(from: impl Read, root: &Root, to: &Destination, ids: SetId) -> io::Result<()> {
     let mut tar = tar::Archive::new(from);
     let mut base: Option<Vec<u8>> = None;
     let mut directories = Vec::new();
@@ -152,7 +177,7 @@ pub fn unpack(from: impl Read, root: &Root, to: &Destination) -> io::Result<()> 
             None => base.insert(place(root, to, kind == EntryType::Directory)?),
         };
         let path = [&base[..], &beneath].concat();
-        let (mode, mtime) = (entry.header().mode()? & 0o7777, entry.header().mtime()?);
+        let (mode, mtime) = (ids.of(entry.header().mode()?), entry.header().mtime()?);
         let wrong = about(&as_path(&path));
         let there = root.stat(&path).map_err(&wrong)?.map(|s| s.kind);
         match kind {
@@ -168,6 +193,10 @@ pub fn unpack(from: impl Read, root: &Root, to: &Destination) -> io::Result<()> 
                 clear(root, &path, there.as_ref()).map_err(&wrong)?;
                 let mut file = root.create_file(&path, mode).map_err(&wrong)?;
                 io::copy(&mut entry, &mut file).map_err(&wrong)?;
+                if mode & SET_ID != 0 {
+                    // The kernel took them away when it was written.
+                    file.set_permissions(Permissions::from_mode(mode)).map_err(&wrong)?;
+                }
             }
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
@@ -246,7 +275,7 @@ mod tests {
 
     fn packed(path: &Path) -> Vec<u8> {
         let mut bytes = Vec::new();
-        pack(path, &mut bytes).unwrap();
+        pack(path, &mut bytes, SetId::Kept).unwrap();
         bytes
     }
 
@@ -262,7 +291,7 @@ mod tests {
         std::fs::create_dir_all(out.join("there")).unwrap();
         let root = Root::open(&out).unwrap();
         let (tree, file) = (packed(&src), packed(&src.join("sub/file")));
-        let put = |bytes: &[u8], to: &Destination| unpack(bytes, &root, to);
+        let put = |bytes: &[u8], to: &Destination| unpack(bytes, &root, to, SetId::Kept);
         put(&tree, &destination("new")).unwrap();
         put(&tree, &destination("there")).unwrap();
         put(&tree, &Destination { contents: true, ..destination("there") }).unwrap();
@@ -275,8 +304,35 @@ mod tests {
         put(&file, &destination("renamed")).unwrap();
         put(&file, &destination("nowhere/")).unwrap_err();
         put(&tree, &destination("renamed")).unwrap_err();
-        assert!(pack(&src.join("fifo"), io::sink()).is_err());
-        assert!(unpack(&b""[..], &root, &destination("x")).is_err());
+        assert!(pack(&src.join("fifo"), io::sink(), SetId::Kept).is_err());
+        assert!(put(&b""[..], &destination("x")).is_err());
+    }
+
+    #[test]
+    fn nothing_runs_as_another_because_it_was_copied_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let src = dir.path().join("src");
+        std::fs::create_dir(&src).unwrap();
+        let all = [("root", 0o6755, 0o755), ("group", 0o2750, 0o750), ("sticky", 0o1644, 0o1644)];
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let set =
+            |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        for (name, mode, _) in all {
+            std::fs::write(src.join(name), "#!").unwrap();
+            set(&src.join(name), mode);
+        }
+        set(&src, 0o7777);
+        let root = Root::open(dir.path()).unwrap();
+        unpack(&packed(&src)[..], &root, &destination("here"), SetId::Dropped).unwrap();
+        unpack(&packed(&src)[..], &root, &destination("there"), SetId::Kept).unwrap();
+        let mut careful = Vec::new();
+        pack(&src, &mut careful, SetId::Dropped).unwrap();
+        unpack(&careful[..], &root, &destination("piped"), SetId::Kept).unwrap();
+        for (name, before, after) in all.into_iter().chain([("", 0o7777, 0o1777)]) {
+            for (copy, wanted) in [("here", after), ("there", before), ("piped", after)] {
+                assert_eq!(mode(&dir.path().join(copy).join(name)), wanted, "{copy}/{name}");
+            }
+        }
     }
 
     #[test]
@@ -302,7 +358,7 @@ mod tests {
         add(EntryType::Symlink, "r/out", Some(&victim));
         add(EntryType::Regular, "r/out/owned", None);
         let bytes = tar.into_inner().unwrap();
-        assert!(unpack(&bytes[..], &root, &destination("tree")).is_err());
+        assert!(unpack(&bytes[..], &root, &destination("tree"), SetId::Kept).is_err());
         assert_eq!(std::fs::read_dir(&victim).unwrap().count(), 0);
         for bad in ["q", "r/../x", "r//x", "r/./x", "rx", "/r"] {
             assert!(beneath(bad.as_bytes()).is_err(), "{bad}");
@@ -321,7 +377,7 @@ mod tests {
             bytes.splice(at..end, noise);
             let out = dir.path().join("out");
             std::fs::create_dir(&out).unwrap();
-            let _ = unpack(&bytes[..], &Root::open(&out).unwrap(), &destination("x"));
+            let _ = unpack(&bytes[..], &Root::open(&out).unwrap(), &destination("x"), SetId::Dropped);
         }
     }
 }

@@ -363,6 +363,19 @@ fn life_in_the_background(world: &World) -> Ended {
     yard.until_logged("sig", "ready");
     yard.container(&["kill", "-s", "HUP", "sig"]).expect(0);
     yard.until_logged("sig", "hup");
+    // Whoever reads slowly reads all of it, however long ago the command ended.
+    let said = "head -c 90000 /dev/zero; touch /said";
+    let mut slow = yard.command(&["exec", "sig", "sh", "-c", said]);
+    let mut slow = Ending(slow.stdout(Stdio::piped()).spawn().expect("it starts"));
+    until("the command has ended", || exec(&["sig", "test", "-e", "/said"]).code() == 0);
+    let long = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < long {
+        assert_eq!(slow.0.try_wait().expect("it is our child"), None, "it ends before it is read");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut bytes = Vec::new();
+    slow.0.stdout.as_mut().expect("piped").read_to_end(&mut bytes).expect("a pipe can be read");
+    assert_eq!((bytes.len(), slow.code()), (90_000, 0));
     yard.container(&["rm", "-f", "sig"]).expect(0);
     // With --rm nothing stays.
     yard.run(&["-d", "--rm", "busybox", "true"]).expect(0);
@@ -556,6 +569,21 @@ fn copies_stay_where_they_belong(world: &World) -> Ended {
             yard.container(&["stop", "-t", "0", "box"]).expect(0);
         }
     }
+    // A program that runs as its owner does so in a container only.
+    let mode = |name: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::metadata(work.join(name)).expect("it was copied").permissions().mode() & 0o7777
+    };
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(work.join("mine"), PermissionsExt::from_mode(0o4755)).expect("it is ours");
+    cp("mine", "box:/root/setid").expect(0);
+    cp("box:/root/setid", "setid").expect(0);
+    assert_eq!(mode("setid"), 0o755);
+    let tar = yard.command(&["cp", "box:/root/setid", "-"]).output().expect("it runs").stdout;
+    assert!(tar.windows(8).any(|w| w == b"0000755\0"), "the mode of a tar, too");
+    let upper = yard.env.store().join("containers").join(yard.inspect("box")["Id"].as_str().expect("an id"));
+    let inside = std::fs::metadata(upper.join("fs/root/setid")).expect("it is there").permissions().mode();
+    assert_eq!(inside & 0o7777, 0o4755, "it keeps what it has there");
     cp("box:/root/ended", "ended").expect(0);
     assert_eq!(std::fs::read_to_string(work.join("ended")).expect("it was copied"), "mine\n");
     yard.end();

@@ -1,11 +1,14 @@
 //! Containers whose keeper, supervisor or owner is killed; restart policies and health.
 
+use crate::build::{build, context};
 use crate::container::{Yard, until};
+use crate::kill::kills;
 use crate::{Ended, Test, World};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
@@ -13,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("container_death::supervisors_and_keepers_are_killed", supervisors_and_keepers_are_killed),
     ("container_death::restart_policies", restart_policies),
     ("container_death::health", health),
+    ("container_death::at_random_moments", at_random_moments),
 ];
 
 /// Processes of ours for a container, by their role.
@@ -143,6 +147,28 @@ fn restart_policies(world: &World) -> Ended {
     let runs = yard.logs("ever");
     yard.container(&["ls"]).expect(0);
     assert_eq!(yard.logs("ever"), runs);
+    // What is meant to end it is not undone: its own stop signal, whoever names that. Another signal is no such word.
+    let dir = context(&yard.env, "image", &[("Dockerfile", "FROM busybox\nSTOPSIGNAL USR2\n")]);
+    build(&yard.env, &dir, &["-t", "named"]).expect(0);
+    let script = "trap 'exit 3' TERM USR1 USR2; echo ready; while :; do sleep 0.02; done";
+    for (name, flags, image, signal, again) in [
+        ("usual", &[][..], "busybox", "TERM", false),
+        ("asked", &["--stop-signal", "USR1"], "busybox", "USR1", false),
+        ("image", &[], "named", "USR2", false),
+        ("other", &[], "named", "TERM", true),
+    ] {
+        let words = ["-d", "--name", name, "--restart", "always"];
+        yard.run(&[&words, flags, &[image, "sh", "-c", script]].concat()).expect(0);
+        yard.until_logged(name, "ready");
+        yard.container(&["kill", "-s", signal, name]).expect(0);
+        match again {
+            false => until("it is over", || state(&yard, name)["Status"] == "exited"),
+            true => until("it runs again", || yard.logs(name) == "ready\nready\n"),
+        }
+        let found = yard.inspect(name);
+        assert_eq!(found["RestartCount"], u32::from(again), "{name}");
+        yard.container(&["rm", "-f", name]).expect(0);
+    }
     // A policy that cannot be kept is refused.
     yard.run(&["--restart", "always", "busybox", "true"]).expect(125);
     yard.run(&["-d", "--rm", "--restart", "always", "busybox", "true"]).expect(125);
@@ -204,6 +230,148 @@ fn health(world: &World) -> Ended {
             .stdout
     };
     until("at most one check runs", || matches!(checks(&yard).trim(), "0" | "1"));
+    yard.end();
+    Ok(())
+}
+
+/// Kinds of containers, each with its flags. `PORT` is a port of this machine that is free.
+const KINDS: [&[&str]; 6] = [
+    &["-d", "--network", "none"],
+    &["--network", "none"],
+    &["-d", "--rm", "-p", "127.0.0.1:PORT:8080"],
+    &["--rm"],
+    &["-d", "--restart", "always", "--network", "none"],
+    &["-d", "--restart", "always", "-p", "127.0.0.1:PORT:8080"],
+];
+
+/// A `container run` that is not awaited, and ends with this.
+struct Begun(Child);
+
+impl Begun {
+    fn new(mut command: Command) -> Self {
+        let null = Stdio::null;
+        Self(command.stdin(null()).stdout(null()).stderr(null()).spawn().expect("the binary starts"))
+    }
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("it is our child").is_some()
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The command that waits for a keeper to begin says at once that it is dead.
+fn a_keeper_that_never_kept(yard: &Yard) {
+    // A keeper may be quicker than we are.
+    let said = (0..50).find_map(|_| {
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| yard.run(&["-d", "--rm", "busybox", "sleep", "1000"]));
+            let begun = Instant::now();
+            while !run.is_finished() {
+                end(&ours(yard, "keep"));
+                assert!(begun.elapsed() < Duration::from_secs(60), "the command waits for a dead keeper");
+            }
+            let out = run.join().expect("it does not panic");
+            (out.code() != 0).then_some(out)
+        })
+    });
+    let out = said.expect("a keeper can be killed before it begins").expect(125);
+    assert!(
+        out.stderr.contains("its keeper ended (signal: 9 (SIGKILL)) before the container began"),
+        "{}",
+        out.stderr
+    );
+    until("nothing is there", || yard.container(&["ls", "-aq"]).stdout.is_empty());
+}
+
+/// The command, the keeper or the supervisor is killed while a container begins or runs: whatever is there afterwards is
+/// listed, stopped and removed like any other, the command ends, and nothing is left.
+fn at_random_moments(world: &World) -> Ended {
+    let yard = Yard::new(world);
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let links = || -> Vec<_> {
+        let all = std::fs::read_dir("/sys/class/net").expect("it is there").flatten();
+        let mut names: Vec<_> = all.map(|link| link.file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = links();
+    let begin = |name: &str, flags: &[&str]| {
+        let flags: Vec<String> = flags.iter().map(|f| f.replace("PORT", &port.to_string())).collect();
+        let mut command = yard.command(&["run", "--name", name]);
+        Begun::new({
+            command.args(flags).args(["busybox", "sh", "-c", "echo up; exec sleep 1000"]);
+            command
+        })
+    };
+    let all = || -> Vec<String> {
+        let out = yard.container(&["ls", "-a", "--format", "json"]).expect(0).stdout;
+        let name = |line: &str| {
+            serde_json::from_str::<Value>(line).expect("JSON")["Names"].as_str().map(str::to_owned)
+        };
+        out.lines().filter_map(name).collect()
+    };
+    // Done, or the container has gone by itself meanwhile, as with --rm.
+    let done = |words: &[&str], name: &str| {
+        let out = yard.container(&[words, &[name]].concat());
+        assert!(out.code() == 0 || !all().contains(&name.to_owned()), "{words:?} {name}: {}", out.stderr);
+    };
+    a_keeper_that_never_kept(&yard);
+    // How long a beginning takes here, so that the moments fall all over it and a little beyond.
+    let first = Instant::now();
+    let mut whole = begin("whole", KINDS[5]);
+    until("it has begun", || whole.has_ended());
+    let span = first.elapsed().mul_f64(1.5);
+    done(&["rm", "-f"], "whole");
+    let mut random = std::process::id() | 1;
+    let mut next = |below: u32| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 8) % below
+    };
+    for round in 0..kills() {
+        let (name, kind) = (format!("c{round}"), KINDS[round as usize % KINDS.len()]);
+        let mut command = begin(&name, kind);
+        let moment = Instant::now() + span.mul_f64(f64::from(next(1000)) / 1000.0);
+        while Instant::now() < moment {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        match next(3) {
+            0 => _ = command.0.kill(),
+            1 => end(&ours(&yard, "keep")),
+            _ => end(&ours(&yard, "supervise")),
+        }
+        // A command that is still at it may make its container after this.
+        if kind.contains(&"-d") {
+            until("the command says how it went", || command.has_ended());
+        }
+        until("all of it is stopped and removed, and the command has ended", || {
+            let over = command.has_ended();
+            let there = all();
+            for name in &there {
+                done(&["stop", "-t", "0"], name);
+                done(&["rm"], name);
+            }
+            over && there.is_empty()
+        });
+    }
+    until("everybody is gone", || ours(&yard, "keep").is_empty() && ours(&yard, "supervise").is_empty());
+    // All of it works as before.
+    let publish = format!("127.0.0.1:{port}:8080");
+    let out = yard.container(&["run", "--rm", "-p", &publish, "busybox", "echo", "as before"]).expect(0);
+    assert_eq!((out.stdout.as_str(), all()), ("as before\n", vec![]));
+    let left: Vec<_> = std::fs::read_dir(yard.env.store().join("containers"))
+        .expect("it is there")
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| !matches!(name.as_str(), "lock" | "trash"))
+        .collect();
+    assert!(left.is_empty(), "folders are left: {left:?}");
+    until("its network is gone", || links() == before);
     yard.end();
     Ok(())
 }

@@ -24,8 +24,8 @@ pub const TESTS: &[Test] = &[
     ("kill::ctrl_c_in_the_first_command_leaves_nothing", ctrl_c_in_the_first_command_leaves_nothing),
 ];
 
-/// How many kills: 20, or what `KEELWAY_KILLS` says (tests/soak says 100).
-fn kills() -> u32 {
+/// How many kills: 20, or what `KEELWAY_KILLS` says (tests/soak says more).
+pub fn kills() -> u32 {
     std::env::var("KEELWAY_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20)
 }
 

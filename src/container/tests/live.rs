@@ -8,8 +8,9 @@ use keelway_container::console::{Input, Tee};
 use keelway_container::containers::{Containers, ContainersError, Entry, New, Phase};
 use keelway_container::keeper::{self, Ask};
 use keelway_container::keeping::{self, Attachment, Post};
-use keelway_container::record::{Asked, EndRecord, NetworkMode};
+use keelway_container::record::{Asked, EndRecord, NetworkMode, Want};
 use keelway_container::{RestartPolicy, Status, copy, exec, wire};
+use keelway_disk::Lock;
 use keelway_model::clock::SystemClock;
 use keelway_model::oci::{Descriptor, ImageConfig, Manifest, media};
 use keelway_model::{Digest, Limits, LogStream, Platform};
@@ -22,6 +23,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
         trial("from_its_record_to_its_end", from_its_record_to_its_end),
         trial("input_output_and_a_name_for_each", input_output_and_a_name_for_each),
         trial("what_cannot_start_says_why", what_cannot_start_says_why),
+        trial("what_was_stopped_does_not_begin", what_was_stopped_does_not_begin),
+        trial("who_only_looks_is_nobody_who_keeps", who_only_looks_is_nobody_who_keeps),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -107,6 +111,7 @@ impl Yard {
             image: "small".into(),
             digest: self.digest,
             argv: command,
+            stop_signal: 15,
             asked,
         })
     }
@@ -227,7 +232,11 @@ fn from_its_record_to_its_end() {
 fn input_output_and_a_name_for_each() {
     let yard = Yard::new();
     let entry = yard.create("talk", "read x; echo got $x; echo err >&2; exit 9", |a| a.input = true).unwrap();
+    // What a command left that was killed at this goes; what is there does not.
+    let cut = entry.files.dir().with_file_name("a".repeat(64));
+    std::fs::create_dir_all(cut.join("log")).unwrap();
     assert!(matches!(yard.create("talk", "true", |_| {}), Err(ContainersError::Taken { .. })));
+    assert!(!cut.exists() && entry.files.dir().exists());
     let heard = Arc::new(Heard::default());
     let kept = yard.keep(&entry, Some(Arc::clone(&heard) as _));
     yard.until("it takes input", || heard.input.lock().unwrap().is_some());
@@ -265,4 +274,51 @@ fn what_cannot_start_says_why() {
         assert_eq!(entry.look().unwrap().phase, Phase::Exited);
         yard.containers().remove(&entry).unwrap();
     }
+}
+
+/// Whoever stopped it before its keeper had the lock was told that nothing runs.
+fn what_was_stopped_does_not_begin() {
+    let yard = Yard::new();
+    let entry = yard.create("late", "echo ran > /ran", |_| {}).unwrap();
+    entry.files.save_want(&Want::now(true)).unwrap();
+    let end = yard.runtime.block_on(yard.keep(&entry, None)).unwrap();
+    assert_eq!((end.code, end.started), (125, None), "{end:?}");
+    assert!(end.error.as_ref().is_some_and(|e| e.contains("stopped")), "{end:?}");
+    assert_eq!(entry.files.end().unwrap().unwrap(), end);
+    // It runs when it shall; and when it has ended and was stopped then, it still has that end.
+    entry.files.save_want(&Want::now(false)).unwrap();
+    let ran = yard.runtime.block_on(yard.keep(&entry, None)).unwrap();
+    assert_eq!(ran.code, 0);
+    entry.files.save_want(&Want::now(true)).unwrap();
+    std::fs::remove_file(entry.files.upper().join("ran")).unwrap();
+    assert_eq!(yard.runtime.block_on(yard.keep(&entry, None)).unwrap(), ran);
+    assert_eq!(entry.files.end().unwrap().unwrap(), ran);
+    assert!(!entry.files.upper().join("ran").exists(), "it ran again");
+    yard.containers().remove(&entry).unwrap();
+}
+
+/// `rm` beside others that look at the same containers all the time.
+fn who_only_looks_is_nobody_who_keeps() {
+    let yard = Yard::new();
+    let over = AtomicBool::new(false);
+    let seen = yard.create("seen", "true", |_| {}).unwrap();
+    let look = Lock::try_share(&seen.files.keeper_lock()).unwrap().unwrap();
+    assert!(!seen.files.is_kept(), "somebody else looks at it");
+    drop(look);
+    let entries: Vec<Entry> =
+        (0..20).map(|n| yard.create(&format!("c{n}"), "true", |_| {}).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    for entry in &entries {
+                        entry.files.is_kept();
+                    }
+                }
+            });
+        }
+        let removed: Vec<_> = entries.iter().map(|entry| yard.containers().remove(entry)).collect();
+        over.store(true, Ordering::SeqCst);
+        removed.into_iter().for_each(Result::unwrap);
+    });
 }

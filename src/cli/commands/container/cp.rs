@@ -6,7 +6,7 @@ use crate::commands::Context;
 use crate::outcome::CommandError;
 use keelway_container::copy::{self, CopyError};
 use keelway_disk::Root;
-use keelway_sandbox::archive::{self, Destination};
+use keelway_sandbox::archive::{self, Destination, SetId};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -78,7 +78,7 @@ async fn out_of(place: &Place, container: &str, path: &str, to: &str) -> Result<
     }
     let (dir, destination) = here(to, path)?;
     let take = move |mut tar: std::fs::File| {
-        archive::unpack(&mut tar, &Root::open(&dir)?, &destination)?;
+        archive::unpack(&mut tar, &Root::open(&dir)?, &destination, SetId::Dropped)?;
         // To its end, so that who writes it sees no broken pipe.
         io::copy(&mut tar, &mut io::sink()).map(drop)
     };
@@ -112,7 +112,7 @@ async fn into(place: &Place, from: &str, container: &str, path: String) -> Resul
         name => name,
     };
     let to = Destination { path, name, contents: is_contents(from) };
-    let give = move |pipe: std::fs::File| match archive::pack(&source, &pipe) {
+    let give = move |pipe: std::fs::File| match archive::pack(&source, &pipe, SetId::Kept) {
         // The other side says why it takes no more.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,

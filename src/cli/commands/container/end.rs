@@ -6,7 +6,7 @@ use crate::commands::Context;
 use crate::outcome::CommandError;
 use keelway_container::containers::{ContainersError, Entry};
 use keelway_container::keeper::Ask;
-use keelway_container::record::Want;
+use keelway_container::record::{MOMENT, Want};
 use keelway_container::{Status, signal_number, wire};
 use std::time::{Duration, Instant};
 
@@ -106,9 +106,8 @@ pub async fn kill(
         if !entry.files.is_kept() {
             return Err(CommandError::usage(format!("container {word} is not running")));
         }
-        let stops = entry.record.asked.stop_signal.as_deref().and_then(signal_number);
         // What is meant to end it shall not be undone by a restart policy.
-        if number == SIGKILL || Some(number) == stops {
+        if number == SIGKILL || number == entry.record.stop_signal() {
             want_stopped(&entry)?;
         }
         if number != SIGKILL {
@@ -126,7 +125,8 @@ pub async fn rm(context: &Context, place: &Place, force: bool, words: &[String])
         let name = entry.record.name.clone();
         if force {
             stop_one(&entry, Duration::ZERO).await?;
-        } else if entry.files.is_kept() {
+        } else if entry.files.is_kept() && until_it_is_free(&entry, MOMENT).await.is_err() {
+            // Not one that only somebody who puts it right has in his hands.
             return Err(ContainersError::Running(name).into());
         } else {
             // A supervisor that waits for the next start must not win.

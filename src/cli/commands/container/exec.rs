@@ -53,7 +53,7 @@ pub async fn exec(_: &Context, place: &Place, args: ExecArgs) -> Result<(), Comm
     let pumps = Pumps::begin(pipes, session.take_terminal(), args.interactive, &window)
         .map_err(CommandError::outside)?;
     let code = session.wait(&mut passed).await;
-    pumps.end();
+    pumps.end(&mut passed).await;
     match code.map_err(|e| failed(&e))? {
         0 => Ok(()),
         code => Err(CommandError::code(code, None)),

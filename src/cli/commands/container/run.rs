@@ -10,10 +10,11 @@ use crate::machine::Machine;
 use crate::outcome::CommandError;
 use keelway_container::console::Tee;
 use keelway_container::containers::{Entry, New};
+use keelway_container::diary::Diary;
 use keelway_container::keeper::{self, Order};
 use keelway_container::keeping::{self, Attachment, Post, Role};
 use keelway_container::record::{Asked, Bind, EndRecord, HealthCommand, NetworkMode, STOP_TIMEOUT, Tmpfs};
-use keelway_container::{Image, Process, RestartPolicy, Stop};
+use keelway_container::{Image, Process, RestartPolicy, Stop, process};
 use keelway_model::plan::UserSpec;
 use keelway_model::{Bytes, Digest, ImageRef};
 use keelway_sandbox::CapSet;
@@ -46,8 +47,7 @@ pub async fn run(context: &Context, place: &Place, args: RunArgs) -> Result<(), 
     if asked.health.is_none() && args.health_cmd.is_none() {
         asked.health = image.config.config.healthcheck.as_ref().and_then(of_image);
     }
-    let new = New { name: args.name.clone(), image: args.image.clone(), digest, argv: Vec::new(), asked };
-    let entry = create(place, new, &image)?;
+    let entry = create(place, &args, asked, digest, &image)?;
     let post = place.post(&entry);
     if args.detach {
         detached(context, place, &post, &entry).await
@@ -82,16 +82,23 @@ async fn ready(
     Ok((digest, image))
 }
 
-fn create(place: &Place, mut new: New, image: &Image) -> Result<Entry, CommandError> {
+fn create(
+    place: &Place,
+    args: &RunArgs,
+    asked: Asked,
+    digest: Digest,
+    image: &Image,
+) -> Result<Entry, CommandError> {
     let over = keelway_container::Overrides {
-        entrypoint: new.asked.entrypoint.clone(),
-        command: new.asked.command.clone(),
-        stop_signal: new.asked.stop_signal.clone(),
+        entrypoint: asked.entrypoint.clone(),
+        command: asked.command.clone(),
+        stop_signal: asked.stop_signal.clone(),
         ..Default::default()
     };
     let process = Process::of(&image.config.config, &over).map_err(|e| CommandError::usage(e.to_string()))?;
-    new.argv = process.argv;
-    Ok(place.containers.create(new)?)
+    let (argv, stop_signal) = (process.argv, process.stop_signal);
+    let (name, image) = (args.name.clone(), args.image.clone());
+    Ok(place.containers.create(New { name, image, digest, argv, stop_signal, asked })?)
 }
 
 /// Its end, as ours.
@@ -106,9 +113,11 @@ fn ended(entry: &Entry, end: &EndRecord) -> Result<(), CommandError> {
 }
 
 async fn detached(context: &Context, place: &Place, post: &Post, entry: &Entry) -> Result<(), CommandError> {
-    post.spawn(Role::Keeper).map_err(CommandError::outside)?;
+    let keeper = post.spawn(Role::Keeper).map_err(CommandError::outside)?;
     let end = Instant::now() + START;
     loop {
+        // Before its files: what it wrote to its end is seen in them.
+        let dead = keeper.is_finished();
         let read = || Ok::<_, io::Error>((entry.files.run()?, entry.files.end()?));
         let (run, ended_so) = read().map_err(CommandError::outside)?;
         // With --rm a short one may be gone already.
@@ -123,6 +132,12 @@ async fn detached(context: &Context, place: &Place, post: &Post, entry: &Entry) 
                 place.containers.remove(entry)?;
             }
             return ended(entry, &end);
+        }
+        if dead {
+            if entry.record.asked.remove {
+                place.containers.remove(entry)?;
+            }
+            return Err(died(entry, keeper).await);
         }
         if Instant::now() > end {
             return Err(CommandError::outside(format!(
@@ -142,6 +157,21 @@ async fn detached(context: &Context, place: &Place, post: &Post, entry: &Entry) 
             context.print_json(&serde_json::json!({"id": entry.record.id, "name": entry.record.name}))
         }
     }
+}
+
+/// What is known of a keeper that ended before its container began.
+async fn died(entry: &Entry, keeper: process::Ending) -> CommandError {
+    let how = match keeper.await {
+        Ok(Ok(status)) => status.to_string(),
+        Ok(Err(e)) => e.to_string(),
+        Err(e) => e.to_string(),
+    };
+    let said = Diary::at(&entry.files.diary()).last_line().ok().flatten();
+    let said = said.map(|line| format!(": {line}")).unwrap_or_default();
+    let name = &entry.record.name;
+    CommandError::outside(format!(
+        "container {name}: its keeper ended ({how}) before the container began{said}"
+    ))
 }
 
 async fn attached(place: &Place, post: &Post, entry: &Entry) -> Result<(), CommandError> {

@@ -7,14 +7,23 @@ use rustix::termios::{self, OptionalActions, Termios, Winsize};
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Signals that are passed on, as the kernel numbers them.
 const PASSED: [i32; 7] = [1, 2, 3, 10, 12, 14, 15];
-/// Most that is read from our standard input at once.
+/// Most that is read at once.
 const BUFFER: usize = 16 << 10;
+/// Between two looks at pumps whose process has ended.
+const LOOK: Duration = Duration::from_millis(5);
+/// So many looks at a pump with nothing to do are enough: what holds its stream open is not the process.
+const IDLE_LOOKS: u32 = 100;
+/// What the kernel may have of a stream beside what it says when asked: a terminal has two buffers.
+const UNSEEN: u64 = 128 << 10;
 
 /// Our terminal takes every key as it is until this is dropped.
 pub struct Raw(Option<Termios>);
@@ -85,27 +94,79 @@ fn pump_input(to: OwnedFd) {
 }
 
 /// Copies a container's output to ours. A reader that is gone does not stop the container.
-fn write_output(stream: LogStream, bytes: &[u8]) {
-    let _ = match stream {
+fn write_output(stream: LogStream, bytes: &[u8]) -> io::Result<()> {
+    match stream {
         LogStream::Stdout => {
             let mut out = io::stdout().lock();
             out.write_all(bytes).and_then(|()| out.flush())
         }
         LogStream::Stderr => io::stderr().lock().write_all(bytes),
-    };
+    }
 }
 
-/// Copies a stream to ours until it ends. Blocking.
-fn pump_output(stream: LogStream, from: OwnedFd) {
-    let mut from = File::from(from);
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => write_output(stream, &buffer[..n]),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // The other side of a terminal that nobody has open any more.
-            Err(_) => break,
+/// How far a pump is.
+#[derive(Debug, Default)]
+struct Progress {
+    read: AtomicU64,
+    written: AtomicU64,
+    /// It waits for something to read.
+    waits: AtomicBool,
+    /// Nobody takes what it writes.
+    deaf: AtomicBool,
+}
+
+/// A thread that copies a stream until it ends.
+struct Pump {
+    from: Arc<File>,
+    progress: Arc<Progress>,
+    thread: JoinHandle<()>,
+}
+
+impl Pump {
+    fn begin(from: OwnedFd, mut to: impl FnMut(&[u8]) -> io::Result<()> + Send + 'static) -> Self {
+        let (from, progress) = (Arc::new(File::from(from)), Arc::new(Progress::default()));
+        let (stream, seen) = (Arc::clone(&from), Arc::clone(&progress));
+        let thread = std::thread::spawn(move || {
+            let mut buffer = vec![0; BUFFER];
+            loop {
+                seen.waits.store(true, Ordering::SeqCst);
+                let read = (&*stream).read(&mut buffer);
+                seen.waits.store(false, Ordering::SeqCst);
+                match read {
+                    Ok(0) => break,
+                    Ok(n) => {
+                        seen.read.fetch_add(n as u64, Ordering::SeqCst);
+                        if to(&buffer[..n]).is_err() {
+                            seen.deaf.store(true, Ordering::SeqCst);
+                        }
+                        seen.written.fetch_add(n as u64, Ordering::SeqCst);
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    // The other side of a terminal that nobody has open any more.
+                    Err(_) => break,
+                }
+            }
+        });
+        Self { from, progress, thread }
+    }
+
+    /// Bytes that can be read.
+    fn waiting(&self) -> u64 {
+        rustix::io::ioctl_fionread(&*self.from).unwrap_or(0)
+    }
+
+    /// Waits until everything that its process had written when it ended is with our reader, however slow that is. What
+    /// the process left running may hold the stream open for ever: nobody waits for what that writes.
+    async fn end(self) {
+        let owed = self.waiting() + self.progress.read.load(Ordering::SeqCst) + UNSEEN;
+        let mut idle = 0;
+        while !self.thread.is_finished()
+            && !self.progress.deaf.load(Ordering::SeqCst)
+            && self.progress.written.load(Ordering::SeqCst) < owed
+            && idle < IDLE_LOOKS
+        {
+            tokio::time::sleep(LOOK).await;
+            idle += u32::from(self.progress.waits.load(Ordering::SeqCst) && self.waiting() == 0);
         }
     }
 }
@@ -150,7 +211,7 @@ impl Tee for Here {
         }
     }
     fn output(&self, stream: LogStream, bytes: &[u8]) {
-        write_output(stream, bytes);
+        let _ = write_output(stream, bytes);
     }
 }
 
@@ -208,7 +269,7 @@ impl Pipes {
 
 /// The pumps of a process in another process's container.
 pub struct Pumps {
-    outputs: Vec<std::thread::JoinHandle<()>>,
+    outputs: Vec<Pump>,
     _raw: Option<Raw>,
 }
 
@@ -221,7 +282,7 @@ impl Pumps {
         window: &Mutex<Option<OwnedFd>>,
     ) -> io::Result<Self> {
         drop(pipes.theirs);
-        let spawn = |stream, from| std::thread::spawn(move || pump_output(stream, from));
+        let spawn = |stream, from| Pump::begin(from, move |bytes: &[u8]| write_output(stream, bytes));
         if let Some(terminal) = terminal {
             resize(&terminal);
             let raw = interactive.then(Raw::begin);
@@ -242,14 +303,75 @@ impl Pumps {
         Ok(Self { outputs, _raw: None })
     }
 
-    /// Waits for what was written before the end. What the process left running may hold its output open for ever,
-    /// so there is a bound.
-    pub fn end(self) {
-        let end = std::time::Instant::now() + std::time::Duration::from_millis(500);
-        for output in self.outputs {
-            while !output.is_finished() && std::time::Instant::now() < end {
-                std::thread::sleep(std::time::Duration::from_millis(1));
+    /// Waits until what was written before the end is with our reader. A signal ends the wait: there is nobody else to
+    /// pass it on to.
+    pub async fn end(self, signals: &mut mpsc::Receiver<i32>) {
+        let pumps = async {
+            for output in self.outputs {
+                output.end().await;
             }
+        };
+        tokio::select! {
+            () = pumps => {}
+            Some(_) = signals.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::SyncSender;
+
+    /// Longer than pumps with nothing to do are waited for.
+    const LONG: Duration = Duration::from_secs(2);
+
+    /// A pump of a pipe with 60,000 bytes in it whose reader takes each buffer when it is told to.
+    fn pump() -> (Pump, io::PipeWriter, SyncSender<()>, Arc<AtomicU64>) {
+        let (from, mut into) = io::pipe().unwrap();
+        let (take, taking) = std::sync::mpsc::sync_channel(0);
+        let taken = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&taken);
+        let pump = Pump::begin(from.into(), move |bytes| {
+            taking.recv().map_err(io::Error::other)?;
+            count.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+            Ok(())
+        });
+        into.write_all(&[b'x'; 60_000]).unwrap();
+        (pump, into, take, taken)
+    }
+
+    fn take_all(take: SyncSender<()>) {
+        std::thread::spawn(move || while take.send(()).is_ok() {});
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_gets_all_of_it() {
+        let (pump, into, take, taken) = pump();
+        drop(into);
+        let end = pump.end();
+        tokio::pin!(end);
+        assert!(tokio::time::timeout(LONG, &mut end).await.is_err(), "it ends although nobody has read");
+        take_all(take);
+        end.await;
+        assert_eq!(taken.load(Ordering::SeqCst), 60_000);
+    }
+
+    #[tokio::test]
+    async fn who_else_has_the_stream_open_is_not_waited_for() {
+        // One that says nothing.
+        let (silent, _into, take, taken) = pump();
+        take_all(take);
+        silent.end().await;
+        assert_eq!(taken.load(Ordering::SeqCst), 60_000);
+        // One that does not stop talking.
+        let (endless, mut into, take, _) = pump();
+        std::thread::spawn(move || while into.write_all(b"and more\n").is_ok() {});
+        take_all(take);
+        endless.end().await;
+        // One whose reader is gone.
+        let (deaf, _into, take, _) = pump();
+        drop(take);
+        deaf.end().await;
     }
 }
