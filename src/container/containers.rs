@@ -153,7 +153,7 @@ impl Entry {
             (false, Some(run), None) => Some(killed(Some(run))),
             _ => None,
         };
-        let stopped = self.files.want()?.is_some_and(|want| want.stopped);
+        let stopped = self.files.want()?.is_some_and(|want| want.is_stopped_now());
         let comes_back = self.record.asked.restart != RestartPolicy::No && !watch.over && !stopped;
         let phase = match (kept, &run, &end) {
             (true, Some(_), None) => Phase::Running,

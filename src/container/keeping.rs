@@ -131,7 +131,7 @@ pub async fn keep(
     let record = files.load().map_err(failed("read the container's record"))?.ok_or_else(gone)?;
     let keeper = Keeper::begin(files.keeper_lock(), files.socket()).await?;
     // Whoever stopped it before we had the lock was told that nothing runs, and so it must stay.
-    if files.want().map_err(failed("read what it shall do"))?.is_some_and(|want| want.stopped) {
+    if files.want().map_err(failed("read what it shall do"))?.is_some_and(|want| want.is_stopped_now()) {
         let end = match files.end().map_err(failed("read how it ended"))? {
             Some(last) => last,
             None => never_began(&files)?,

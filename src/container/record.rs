@@ -187,7 +187,8 @@ impl Record {
 pub struct Want {
     /// Whether it was stopped.
     pub stopped: bool,
-    /// The boot of the machine in which that was said.
+    /// The boot of the machine in which that was said. Only commands of people write it: a supervisor that did would
+    /// undo what was said a moment before.
     pub boot: String,
 }
 
@@ -195,6 +196,10 @@ impl Want {
     /// Said now.
     pub fn now(stopped: bool) -> Self {
         Self { stopped, boot: boot() }
+    }
+    /// Whether it was stopped in this boot: then nobody starts it again, whatever its policy.
+    pub fn is_stopped_now(&self) -> bool {
+        self.stopped && self.boot == boot()
     }
 }
 

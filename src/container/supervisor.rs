@@ -108,9 +108,6 @@ pub async fn supervise(post: &Post) -> Result<(), SuperviseError> {
         if hopeless || !record.asked.restart.again(after) {
             return finish(post, &files, record, watch);
         }
-        if after.booted {
-            files.save_want(&Want::now(false)).map_err(failed("write what it shall do"))?;
-        }
         let ran = end.started.map_or(0, |started| (end.ended.0 - started.0).max(0));
         let wait = backoff.after(Duration::from_millis(u64::try_from(ran).unwrap_or(0)));
         tracing::info!(code = end.code, ?wait, "it ended and is started again");
@@ -173,7 +170,7 @@ async fn pause(files: &ContainerFiles, wait: Duration) -> Result<bool, Supervise
     let end = Instant::now() + wait;
     loop {
         let want = files.want().map_err(failed("read what it shall do"))?;
-        if want.is_none_or(|w| w.stopped) || files.is_kept() {
+        if want.is_some_and(|w| w.is_stopped_now()) || files.is_kept() {
             return Ok(false);
         }
         let now = Instant::now();
@@ -192,7 +189,7 @@ async fn start(post: &Post, files: &ContainerFiles, last: &EndRecord) -> Result<
     while Instant::now() < end {
         let end = files.end().map_err(failed("read how it ended"))?;
         let want = files.want().map_err(failed("read what it shall do"))?;
-        if files.is_kept() || end.as_ref() != Some(last) || want.is_none_or(|w| w.stopped) {
+        if files.is_kept() || end.as_ref() != Some(last) || want.is_some_and(|w| w.is_stopped_now()) {
             return Ok(());
         }
         tokio::time::sleep(LOOK).await;

@@ -111,6 +111,20 @@ fn supervisors_and_keepers_are_killed(world: &World) -> Ended {
     until("everybody is gone", || ours(&yard, "keep").is_empty() && ours(&yard, "supervise").is_empty());
     let out = yard.container(&["ls", "-a"]).expect(0);
     assert!(out.stdout.contains("Exited (") && out.stderr.is_empty(), "{}{}", out.stdout, out.stderr);
+    // But not after a boot of the machine, and then again.
+    let id = yard.inspect("alive")["Id"].as_str().expect("an id").to_owned();
+    let want = yard.env.store().join("containers").join(id).join("want.json");
+    let said: Value = serde_json::from_slice(&std::fs::read(&want).expect("it was stopped")).expect("JSON");
+    let boot = said["boot"].as_str().expect("a boot").to_owned();
+    let text = std::fs::read_to_string(&want).expect("it was stopped").replace(&boot, "the one before");
+    std::fs::write(&want, text).expect("it is ours");
+    let out = yard.container(&["ls", "-a"]).expect(0);
+    assert!(out.stderr.contains("started again by its restart policy"), "{}", out.stderr);
+    until("it was started again", || yard.logs("alive") == "run\nrun\nrun\nrun\n");
+    yard.container(&["stop", "-t", "0", "alive"]).expect(0);
+    until("everybody is gone", || ours(&yard, "keep").is_empty() && ours(&yard, "supervise").is_empty());
+    let out = yard.container(&["ls", "-a"]).expect(0);
+    assert!(out.stdout.contains("Exited (") && out.stderr.is_empty(), "{}{}", out.stdout, out.stderr);
     // Without a policy it is not started again, and is told once.
     yard.run(&["-d", "--name", "plain", "busybox", "sleep", "1000"]).expect(0);
     end(&[the(&yard, "keep", &[])]);
