@@ -106,7 +106,7 @@ pub enum RunNetwork {
 /// More that a build takes files from.
 #[derive(Debug, Clone, Args)]
 pub struct ContextArgs {
-    /// Files or an image for FROM, --from and from= under a name: a folder, a repository, docker-image:// or oci-layout://
+    /// Files or an image for FROM, --from and from= under a name: a folder, a repository, a tar's address, docker-image:// or oci-layout://
     #[arg(long, value_name = "NAME=WHAT")]
     pub build_context: Vec<String>,
     /// The ssh configuration file to reach repositories with [default: your own; for those that ADD names, none]
@@ -288,7 +288,7 @@ pub enum ImageVerb {
         after_help = "Examples:\n  keelway image build .\n  keelway image build -t shop/web:dev -f docker/Dockerfile --build-arg VERSION=3 ."
     )]
     Build {
-        /// The build context: a folder, a repository as URL[#REF[:FOLDER]], or - for a tar or a Dockerfile on standard input
+        /// The build context: a folder, a repository as URL[#REF[:FOLDER]], the address of a tar or Dockerfile, or - for one on standard input
         #[arg(value_name = "CONTEXT")]
         dir: PathBuf,
         /// Name the image in the store

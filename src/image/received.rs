@@ -12,8 +12,6 @@ use keelway_store::tar::is_tar;
 use keelway_store::{Store, Upper};
 use std::io::{Cursor, Read};
 
-/// How the stream is called in messages.
-const NAME: &str = "standard input";
 /// Largest Dockerfile, in bytes; the parser takes no larger one.
 const MAX_TEXT: u64 = 4 << 20;
 
@@ -25,12 +23,16 @@ pub enum Received {
     Text(Vec<u8>),
 }
 
-/// Reads a stream to its end.
+/// Reads a stream to its end; `name` is what it is called in messages.
 ///
 /// # Errors
 /// A tar that is not sound or unpacks to too much; text that is longer than a Dockerfile may be.
-pub fn receive(store: &Store, mut from: impl Read + Send + 'static) -> Result<Received, StepError> {
-    let failed = |e: std::io::Error| StepError::Refused(format!("cannot read {NAME}: {e}"));
+pub fn receive(
+    store: &Store,
+    mut from: impl Read + Send + 'static,
+    name: &str,
+) -> Result<Received, StepError> {
+    let failed = |e: std::io::Error| StepError::Refused(format!("cannot read {name}: {e}"));
     let first = head(&mut from, 512).map_err(failed)?;
     let codec = Codec::of(&first);
     // No Dockerfile begins as something compressed does.
@@ -39,7 +41,7 @@ pub fn receive(store: &Store, mut from: impl Read + Send + 'static) -> Result<Re
         Cursor::new(first).chain(from).take(MAX_TEXT + 1).read_to_end(&mut text).map_err(failed)?;
         if text.len() as u64 > MAX_TEXT {
             return Err(StepError::Refused(format!(
-                "{NAME} is no tar, and longer than a Dockerfile may be ({} MiB)",
+                "{name} is no tar, and longer than a Dockerfile may be ({} MiB)",
                 MAX_TEXT >> 20
             )));
         }
@@ -49,7 +51,7 @@ pub fn receive(store: &Store, mut from: impl Read + Send + 'static) -> Result<Re
     let owner = Some((0, 0));
     let mut writer = Writer::new(upper.root()?, store.view(&[])?, owner);
     let stream = Box::new(Cursor::new(first).chain(from));
-    unpack(codec, stream, &mut writer, &TreePath::root(), owner, &TreePath::from(NAME))?;
+    unpack(codec, stream, &mut writer, &TreePath::root(), owner, &TreePath::from(name))?;
     Ok(Received::Files(upper))
 }
 
@@ -60,6 +62,8 @@ mod tests {
     use std::fs;
     use std::io::Write;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    const NAME: &str = "standard input";
 
     fn tar(files: &[(&str, &str)]) -> Vec<u8> {
         let mut out = tar::Builder::new(Vec::new());
@@ -84,7 +88,7 @@ mod tests {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&plain).unwrap();
         for stream in [plain.clone(), gzip.finish().unwrap()] {
-            let Ok(Received::Files(upper)) = receive(&rig.store, Cursor::new(stream)) else {
+            let Ok(Received::Files(upper)) = receive(&rig.store, Cursor::new(stream), NAME) else {
                 panic!("a tar")
             };
             let (dir, file) = (upper.fs().to_owned(), upper.fs().join("a/b"));
@@ -95,7 +99,7 @@ mod tests {
             assert!(!dir.exists(), "it goes with the run");
         }
         for text in ["", "FROM scratch\n", "\u{feff}FROM a"] {
-            let Ok(Received::Text(bytes)) = receive(&rig.store, Cursor::new(text.to_owned())) else {
+            let Ok(Received::Text(bytes)) = receive(&rig.store, Cursor::new(text.to_owned()), NAME) else {
                 panic!("a text")
             };
             assert_eq!(bytes, text.as_bytes());
@@ -112,11 +116,13 @@ mod tests {
             (b"BZh9and no more".to_vec(), "standard input"),
             (vec![b'#'; (MAX_TEXT + 2) as usize], "longer than a Dockerfile"),
         ] {
-            let e = receive(&rig.store, Cursor::new(stream)).err().unwrap().to_string();
+            let e = receive(&rig.store, Cursor::new(stream), NAME).err().unwrap().to_string();
             assert!(e.contains(why), "{e}");
         }
         let outside = tar(&[("../../etc/x", "x"), ("/y", "y")]);
-        let Ok(Received::Files(upper)) = receive(&rig.store, Cursor::new(outside)) else { panic!("a tar") };
+        let Ok(Received::Files(upper)) = receive(&rig.store, Cursor::new(outside), NAME) else {
+            panic!("a tar")
+        };
         for inside in ["etc/x", "y"] {
             assert!(upper.fs().join(inside).exists(), "clamped at the root of the context");
         }

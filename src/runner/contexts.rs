@@ -1,5 +1,5 @@
 //! Where the files of a build come from besides a folder of the run's source: other folders, repositories, images of a
-//! layout, a stream.
+//! layout, a stream, an address.
 //!
 //! Whoever gives the command names them, so a repository is reached as `--repo` is, with the person's own logins and ssh.
 
@@ -8,18 +8,23 @@ use crate::settings::Settings;
 use crate::{blocking, git, lower, source};
 use keelway_dockerfile::{Ignore, ignore_file_candidates};
 use keelway_engine::{CancelToken, Failure};
+use keelway_http::{Request, StatusCode, Url};
 use keelway_image::git::Address;
-use keelway_image::{Blame, NamedContext, PinnedBase, StepError, import, received};
+use keelway_image::received::{self, Received};
+use keelway_image::{Blame, NamedContext, PinnedBase, StepError, import};
 use keelway_model::{ExitCode, ImageRef, Platform, Timestamp, Tree, TreeEntry, TreeError, TreePath};
 use keelway_source::{DirTree, Mirror, Origin, RepoUrl};
 use keelway_store::{Store, Upper};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-pub use keelway_image::received::Received;
+/// For the whole of a context by address.
+const DOWNLOAD: Duration = Duration::from_secs(30 * 60);
 
 /// What a name of `--build-context` means.
 #[derive(Clone)]
@@ -125,7 +130,7 @@ pub async fn repository(
     .await
 }
 
-/// Reads a stream: a tar as a tree, or a Dockerfile.
+/// What a stream held.
 pub enum Streamed {
     /// The files of a tar.
     Files(Arc<dyn Tree>),
@@ -133,7 +138,7 @@ pub enum Streamed {
     Dockerfile(String),
 }
 
-/// Reads a build context or Dockerfile from a stream to its end.
+/// Reads a build context or Dockerfile from standard input (or whatever stands for it) to its end.
 ///
 /// # Errors
 /// It cannot be read; a tar that is not sound; a text that is none.
@@ -143,27 +148,80 @@ pub async fn stream(
     cancel: &CancelToken,
 ) -> Result<Streamed, Failure> {
     let store = store.clone();
-    let read = blocking(move || {
-        let failed = |e: &StepError| match e.blame() {
-            Blame::Build => Failure::new(ExitCode::Usage, e.to_string()),
-            Blame::Machine | Blame::Bug => Failure::outside(e.to_string()),
-        };
-        match received::receive(&store, from).map_err(|e| failed(&e))? {
-            Received::Files(upper) => Ok(Streamed::Files(Arc::new(Kept::new(upper)?))),
-            Received::Text(text) => match String::from_utf8(text) {
-                Ok(text) => Ok(Streamed::Dockerfile(text)),
-                Err(_) => Err(Failure::new(
-                    ExitCode::Usage,
-                    "standard input is neither a tar nor the UTF-8 text of a Dockerfile",
-                )),
-            },
+    unless_cancelled(cancel, move || streamed(&store, from, "standard input")).await
+}
+
+/// The same of what a person's http or https address answers with.
+///
+/// # Errors
+/// As [`stream`], and it cannot be reached.
+pub async fn download(
+    settings: &Settings,
+    store: &Store,
+    address: &str,
+    cancel: &CancelToken,
+) -> Result<Streamed, Failure> {
+    // The address may hold a password or a token: of what does not parse nothing is shown.
+    let url: Url = address
+        .parse()
+        .map_err(|e| Failure::new(ExitCode::Usage, format!("the address of a context: {e}")))?;
+    let (http, store) = (settings.http.clone(), store.clone());
+    unless_cancelled(cancel, move || {
+        let name = format!("{}{}", url.host_str().unwrap_or_default(), url.path());
+        let outside = |why: &dyn std::fmt::Display| Failure::outside(format!("the context {name}: {why}"));
+        let client = http.blocking().map_err(|e| outside(&e))?;
+        let response = client.send(Request::get(url.clone()).total(DOWNLOAD)).map_err(|e| outside(&e))?;
+        if response.status() != StatusCode::OK {
+            return Err(outside(&format!("the server answers {}", response.status())));
         }
-    });
+        streamed(&store, response, &name)
+    })
+    .await
+}
+
+/// Blocking work that is given up when `cancel` says so.
+async fn unless_cancelled<T: Send + 'static>(
+    cancel: &CancelToken,
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
     tokio::select! {
-        read = read => read,
-        _ = cancel.cancelled() => {
-            Err(Failure::new(ExitCode::Cancelled, "cancelled while reading standard input"))
+        done = blocking(work) => done,
+        _ = cancel.cancelled() => Err(Failure::new(ExitCode::Cancelled, "cancelled while reading the context")),
+    }
+}
+
+fn streamed(store: &Store, from: impl Read + Send + 'static, name: &str) -> Result<Streamed, Failure> {
+    let broken = Arc::new(AtomicBool::new(false));
+    let from = Watched { inner: from, broken: Arc::clone(&broken) };
+    let failed = |e: &StepError| match e.blame() {
+        Blame::Build if !broken.load(Ordering::Relaxed) => Failure::new(ExitCode::Usage, e.to_string()),
+        _ => Failure::outside(e.to_string()),
+    };
+    match received::receive(store, from, name).map_err(|e| failed(&e))? {
+        Received::Files(upper) => Ok(Streamed::Files(Arc::new(Kept::new(upper)?))),
+        Received::Text(text) => match String::from_utf8(text) {
+            Ok(text) => Ok(Streamed::Dockerfile(text)),
+            Err(_) => {
+                let message = format!("{name} is neither a tar nor the UTF-8 text of a Dockerfile");
+                Err(Failure::new(ExitCode::Usage, message))
+            }
+        },
+    }
+}
+
+/// Remembers that reading failed: then it was not the content.
+struct Watched<R> {
+    inner: R,
+    broken: Arc<AtomicBool>,
+}
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let done = self.inner.read(buf);
+        if done.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::Interrupted) {
+            self.broken.store(true, Ordering::Relaxed);
         }
+        done
     }
 }
 

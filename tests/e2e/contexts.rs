@@ -5,6 +5,7 @@ use crate::{Ended, Test, World};
 use keelway_tests::base::{self, Base};
 use keelway_tests::env::{Env, Output, run};
 use keelway_tests::git::{GitHttp, GitRepo, GitSsh};
+use keelway_tests::server::{End, Reply, Seen, Server};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Stdio;
@@ -13,7 +14,7 @@ use std::time::Duration;
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
     ("contexts::a_repository_is_a_context", a_repository_is_a_context),
-    ("contexts::standard_input_is_a_context_or_a_dockerfile", standard_input_is_a_context_or_a_dockerfile),
+    ("contexts::a_stream_is_a_context_or_a_dockerfile", a_stream_is_a_context_or_a_dockerfile),
     ("contexts::names_mean_what_the_command_line_says", names_mean_what_the_command_line_says),
 ];
 
@@ -69,7 +70,6 @@ fn a_repository_is_a_context(world: &World) -> Ended {
         (vec![format!("{url}?checksum=abcd")], 1, "and not abcd"),
         (vec![format!("{url}#v1:none")], 1, "none does not exist"),
         (vec!["-f".to_owned(), "none".to_owned(), url.clone()], 2, "none does not exist"),
-        (vec!["https://example.com/a.tar".to_owned()], 2, "standard input"),
         (vec!["http://example.com/a.git".to_owned()], 2, "plain http"),
     ] {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -85,7 +85,7 @@ fn from_stdin(world: &World, env: &Env, args: &[&str], stdin: &Path) -> Output {
     run(&mut command, Duration::from_secs(120)).expect("it runs")
 }
 
-fn standard_input_is_a_context_or_a_dockerfile(world: &World) -> Ended {
+fn a_stream_is_a_context_or_a_dockerfile(world: &World) -> Ended {
     let env = with_busybox(world);
     let text = "FROM busybox\nCOPY . /x/\nRUN cat /x/f && ! test -e /x/left && stat -c %u:%a /x/f\n";
     let files = [
@@ -120,6 +120,46 @@ fn standard_input_is_a_context_or_a_dockerfile(world: &World) -> Ended {
     fs::write(&cut, &bytes[..bytes.len() / 2 - 700]).expect("files can be written");
     let wrong = env.work().join("wrong");
     fs::write(&wrong, "FROM busybox\nCOPPY a b\n").expect("files can be written");
+    // The same by address.
+    let served = env.work();
+    let server = Server::start(None, move |seen: &Seen| match seen.path.as_str() {
+        "/cut" => Reply::bytes(vec![0x1f, 0x8b, 8, 0]).with("content-length", "800").ending(End::Cut),
+        path => match fs::read(served.join(path.trim_start_matches('/'))) {
+            Ok(bytes) => Reply::bytes(bytes),
+            Err(_) => Reply::status(404),
+        },
+    })
+    .expect("a server can be started");
+    let url = |path: &str| format!("{}/{path}", server.url());
+    let by_address = |args: &[&str]| {
+        let mut all = vec!["image", "build"];
+        all.extend(args);
+        env.keelway(&all)
+    };
+    assert_eq!(by_address(&[&url("a.tgz")]).expect(0).stdout, plain);
+    by_address(&["-f", "other", &url("a.tar")]).expect(0);
+    by_address(&[&url("alone")]).expect(0);
+    let named =
+        context(&env, "named", &[("Dockerfile", "FROM busybox\nCOPY --from=t f /\nRUN grep tar /f\n")]);
+    build(&env, &named, &["--build-context", &format!("t={}", url("a.txz"))]).expect(0);
+    for (args, code, said) in [
+        (vec![url("none")], 4, "the server answers 404"),
+        (vec![url("cut")], 4, "/cut"),
+        (vec!["-f".to_owned(), "other".to_owned(), url("alone")], 2, "no tar"),
+        (
+            vec![
+                "--build-context".to_owned(),
+                format!("t={}", url("alone")),
+                named.to_str().expect("UTF-8").to_owned(),
+            ],
+            2,
+            "what is there is no tar",
+        ),
+    ] {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let output = by_address(&args).expect(code);
+        assert!(output.stderr.contains(said), "{args:?}: {}", output.stderr);
+    }
     for (args, stdin, said) in [
         (&["-f", "-", "-"][..], &alone, "both the context and the Dockerfile"),
         (&["-f", "-", folder], &tar, "is a tar, not a Dockerfile"),

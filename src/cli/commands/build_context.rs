@@ -23,6 +23,8 @@ const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 enum Place<'a> {
     Stdin,
     Repository(&'a str),
+    /// By http or https.
+    Address(&'a str),
     Folder(&'a Path),
 }
 
@@ -88,19 +90,29 @@ async fn main(
             }
             (found.tree, given)
         }
-        Place::Stdin => match read(context, workspace).await? {
-            Streamed::Files(tree) => (tree, given),
-            Streamed::Dockerfile(_) if args.file.is_some() => {
-                return Err(CommandError::usage(
-                    "-f names a file of the context, and standard input is no tar; a Dockerfile alone needs no -f",
-                ));
+        Place::Stdin | Place::Address(_) => {
+            let streamed = match place {
+                Place::Address(address) => {
+                    contexts::download(settings, &workspace.store, address, &context.cancel.token()).await?
+                }
+                _ => read(context, workspace).await?,
+            };
+            match streamed {
+                Streamed::Files(tree) => (tree, given),
+                Streamed::Dockerfile(_) if args.file.is_some() => {
+                    return Err(CommandError::usage(
+                        "-f names a file of the context, and this is no tar; a Dockerfile alone needs no -f",
+                    ));
+                }
+                Streamed::Dockerfile(text) => (contexts::nothing(&workspace.store)?, Some(text)),
             }
-            Streamed::Dockerfile(text) => (contexts::nothing(&workspace.store)?, Some(text)),
-        },
+        }
     };
     let usual = "Dockerfile".to_owned();
     if let Some(text) = given {
-        let dockerfile = Some(SourceText::new("standard input", text));
+        let name =
+            if file_is_stdin || args.dir == Path::new(STDIN) { "standard input" } else { "Dockerfile" };
+        let dockerfile = Some(SourceText::new(name, text));
         return Ok(Opened { tree, file: usual, dockerfile });
     }
     let (file, dockerfile) = match (&args.file, self::place(&args.dir)?) {
@@ -154,12 +166,9 @@ fn place(word: &Path) -> Result<Place<'_>, CommandError> {
         return Ok(Place::Repository(text));
     }
     match text.split_once("://") {
-        Some(("http" | "https", _)) => Err(CommandError::usage(format!(
-            "{text:?}: only repositories are contexts by address (a path that ends in .git); a tar elsewhere is given by \
-             standard input: curl URL | keelway image build -"
-        ))),
+        Some(("http" | "https", _)) => Ok(Place::Address(text)),
         Some((scheme, _)) if is_scheme(scheme) => Err(CommandError::usage(format!(
-            "{text:?}: {scheme} is no kind of context; a folder, a repository by https, ssh or file address, or -"
+            "{text:?}: {scheme} is no kind of context: it is a folder, a repository by https, ssh or file address, a tar by http or https, or -"
         ))),
         _ => Ok(Place::Folder(word)),
     }
@@ -183,7 +192,7 @@ async fn named(
         let (name, what) = word
             .split_once('=')
             .filter(|(n, w)| !n.is_empty() && !w.is_empty())
-            .ok_or_else(|| wrong("write it as NAME=FOLDER, NAME=REPOSITORY, NAME=docker-image://IMAGE or NAME=oci-layout://FOLDER"))?;
+            .ok_or_else(|| wrong("write it as NAME=FOLDER, NAME=REPOSITORY, NAME=https://TAR, NAME=docker-image://IMAGE or NAME=oci-layout://FOLDER"))?;
         if name.contains("::") {
             return Err(wrong("a context for one platform only is not supported yet"));
         }
@@ -203,6 +212,13 @@ async fn named(
                 Place::Folder(dir) => {
                     let tree = folder(dir)?;
                     tokio::task::block_in_place(|| contexts::files(tree))?
+                }
+                Place::Address(address) => {
+                    let cancel = context.cancel.token();
+                    match contexts::download(settings, &workspace.store, address, &cancel).await? {
+                        Streamed::Files(tree) => tokio::task::block_in_place(|| contexts::files(tree))?,
+                        Streamed::Dockerfile(_) => return Err(wrong("what is there is no tar")),
+                    }
                 }
                 Place::Repository(address) => {
                     let cancel = context.cancel.token();
@@ -243,6 +259,7 @@ mod tests {
             Ok(Place::Stdin) => "stdin",
             Ok(Place::Repository(_)) => "repository",
             Ok(Place::Folder(_)) => "folder",
+            Ok(Place::Address(_)) => "address",
             Err(_) => "refused",
         };
         for (text, want) in [
@@ -255,7 +272,7 @@ mod tests {
             ("ssh://git@x/y", "repository"),
             ("git@x:y", "repository"),
             ("file:///srv/y.git", "repository"),
-            ("https://x/y.tar", "refused"),
+            ("https://x/y.tar", "address"),
             ("s3://x/y", "refused"),
             ("/a//b", "folder"),
         ] {
