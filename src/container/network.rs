@@ -75,10 +75,25 @@ impl Uplink {
         if map.split_whitespace().eq(["0", "0", "4294967295"]) {
             return Some(Self::Machine);
         }
-        let program = PROGRAM_DIRS.iter().map(|d| Path::new(d).join("pasta")).find(|p| p.is_file())?;
-        let tun = std::fs::OpenOptions::new().read(true).write(true).open(TUN);
-        tun.is_ok().then_some(Self::Pasta(program))
+        Self::for_a_user().ok().map(Self::Pasta)
     }
+
+    /// The program that an ordinary user's networks go through.
+    pub fn for_a_user() -> Result<PathBuf, NoUplink> {
+        let program = PROGRAM_DIRS.iter().map(|d| Path::new(d).join("pasta")).find(|p| p.is_file());
+        let program = program.ok_or(NoUplink::Program)?;
+        let tun = std::fs::OpenOptions::new().read(true).write(true).open(TUN);
+        tun.map(|_| program).map_err(NoUplink::Tun)
+    }
+}
+
+/// What an ordinary user's networks lack.
+#[derive(Debug)]
+pub enum NoUplink {
+    /// pasta(1) is not installed.
+    Program,
+    /// /dev/net/tun cannot be used.
+    Tun(io::Error),
 }
 
 impl Default for Settings {

@@ -11,6 +11,7 @@
 
 pub mod chunklog;
 pub mod fault;
+pub mod file;
 pub mod lock;
 pub mod near;
 pub mod publish;
@@ -19,6 +20,7 @@ pub mod trash;
 
 pub use chunklog::{ChunkLog, ChunkReader};
 pub use fault::{Faults, Step};
+pub use file::{copy_bytes, set_attributes};
 pub use lock::{Lock, LockError};
 pub use near::Near;
 pub use publish::{Sync, publish, publish_from, sync_dir};

@@ -184,11 +184,15 @@ impl Root {
     }
     /// A new regular file with exactly this mode (no umask); fails when there is something.
     pub fn create_file(&self, path: &[u8], mode: u32) -> io::Result<File> {
+        let file = self.create_new(path)?;
+        fchmod(&file, mode_bits(mode))?;
+        Ok(file)
+    }
+    /// The same for who sets the mode when it is written ([`crate::set_attributes`]): its owner's alone until then.
+    pub fn create_new(&self, path: &[u8]) -> io::Result<File> {
         let (dir, name) = self.split(path)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(&dir, name, flags, Mode::RUSR | Mode::WUSR)?;
-        fchmod(&fd, mode_bits(mode))?;
-        Ok(File::from(fd))
+        Ok(File::from(openat(&dir, name, flags, Mode::RUSR | Mode::WUSR)?))
     }
     /// A new directory with exactly this mode; fails when there is something.
     pub fn mkdir(&self, path: &[u8], mode: u32) -> io::Result<()> {
@@ -219,8 +223,12 @@ impl Root {
     }
     /// A second name `new` for `old`, both inside; a link at the end of `old` is linked itself.
     pub fn hard_link(&self, old: &[u8], new: &[u8]) -> io::Result<()> {
+        self.hard_link_to(old, self, new)
+    }
+    /// The same, with the new name in another directory.
+    pub fn hard_link_to(&self, old: &[u8], there: &Root, new: &[u8]) -> io::Result<()> {
         let (old_dir, old_name) = self.split(old)?;
-        let (new_dir, new_name) = self.split(new)?;
+        let (new_dir, new_name) = there.split(new)?;
         Ok(linkat(&old_dir, old_name, &new_dir, new_name, AtFlags::empty())?)
     }
     /// A FIFO or device node with exactly this mode; fails when there is something.
@@ -311,20 +319,11 @@ impl Root {
     /// Owner and group. Clears set-id bits, as chown does: set the mode afterwards.
     pub fn set_owner(&self, path: &[u8], uid: u32, gid: u32) -> io::Result<()> {
         if uid == u32::MAX || gid == u32::MAX {
-            return Err(invalid("4294967295 is no owner"));
+            return Err(no_owner());
         }
         let (dir, name) = self.split(path)?;
         let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        chownat(&dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| match e {
-            // The only thing about such a call that can be invalid.
-            Errno::INVAL => io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!(
-                    "its owner {uid}:{gid} is not among the ids that this user may give to files; `keelway doctor` says how to get more"
-                ),
-            ),
-            other => other.into(),
-        })
+        chownat(&dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| owner_error(e, uid, gid))
     }
     /// Permission bits, 07777; a symbolic link is refused (it has none).
     pub fn set_mode(&self, path: &[u8], mode: u32) -> io::Result<()> {
@@ -435,6 +434,25 @@ fn by_descriptor(dir: &impl AsFd, name: &[u8]) -> Vec<u8> {
         path.extend_from_slice(name);
     }
     path
+}
+
+/// No id: the kernel takes it for "leave it".
+pub(crate) fn no_owner() -> io::Error {
+    invalid("4294967295 is no owner")
+}
+
+/// Why an owner could not be set.
+pub(crate) fn owner_error(e: Errno, uid: u32, gid: u32) -> io::Error {
+    match e {
+        // The only thing about such a call that can be invalid.
+        Errno::INVAL => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "its owner {uid}:{gid} is not among the ids that this user may give to files; `keelway doctor` says how to get more"
+            ),
+        ),
+        other => other.into(),
+    }
 }
 
 fn regular(fd: OwnedFd) -> io::Result<File> {

@@ -30,7 +30,7 @@ mod tests;
 /// Copies into a new layer over the chain of input 0; the caller freezes it ([`crate::extend`]).
 pub fn run(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Upper, StepError> {
     let view = cx.store.view(&below(op, inputs)?.snapshots)?;
-    let upper = cx.store.begin()?;
+    let mut upper = cx.store.begin()?;
     let owner = owner(op, inputs, cx.store)?;
     let dest = view.resolve(&inside(&op.dest, "destination")?)?;
     let mut writer = Writer::new(upper.root()?, view, owner);
@@ -58,6 +58,7 @@ pub fn run(op: &CopyOp, inputs: &[Output], cx: &KeyContext<'_>) -> Result<Upper,
             Copy::new(op, source, owner, &mut writer)?.all(&dest, names_directory)?;
         }
     }
+    writer.finish(&mut upper)?;
     Ok(upper)
 }
 
@@ -246,7 +247,7 @@ impl<'a, 'w> Copy<'a, 'w> {
                     return self.writer.link(&first, to);
                 }
                 match self.source.tree.open_file(path)? {
-                    Some(mut file) => self.writer.file(to, &mut file, *size, &meta)?,
+                    Some(file) => self.writer.file_from(to, file, *size, &meta)?,
                     None => self.writer.file(to, &mut *self.source.tree.open(path)?, *size, &meta)?,
                 }
                 if let Some(id) = entry.link_id {

@@ -14,7 +14,7 @@ use keelway_store::{Store, Upper};
 pub fn run(op: &MkdirOp, inputs: &[Output], store: &Store) -> Result<Upper, StepError> {
     let below = chain(inputs, 0, "mkdir")?;
     let view = store.view(&below.snapshots)?;
-    let upper = store.begin()?;
+    let mut upper = store.begin()?;
     let path = view.resolve(&inside(&op.path, "working directory")?)?;
     let owner = user::resolve(&view, &op.user)?;
     let mut writer = Writer::new(upper.root()?, view, Some((owner.uid, owner.gid)));
@@ -22,5 +22,6 @@ pub fn run(op: &MkdirOp, inputs: &[Output], store: &Store) -> Result<Upper, Step
         writer.parents(&path)?;
         writer.directory(&path)?;
     }
+    writer.finish(&mut upper)?;
     Ok(upper)
 }

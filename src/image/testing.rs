@@ -4,7 +4,7 @@ use keelway_disk::Root;
 use keelway_model::clock::SystemClock;
 use keelway_model::plan::{Chain, CopyFrom, CopyOp, Unpack};
 use keelway_model::{Digest, Output, Tree, TreeEntry, TreeError, TreeKind, TreePath};
-use keelway_store::Store;
+use keelway_store::{LAYER_TIME, Store};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
@@ -33,6 +33,18 @@ impl Rig {
     }
     pub(crate) fn empty(&self) -> Chain {
         Chain { snapshots: Vec::new(), key: crate::base::chain_key(&[]) }
+    }
+}
+
+/// Everything in a layer that a step wrote carries the one time, without a walk that sets it.
+pub(crate) fn assert_still(dir: &std::path::Path) {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::symlink_metadata(dir).unwrap();
+    assert_eq!((meta.mtime(), meta.mtime_nsec()), (LAYER_TIME.seconds(), 0), "{}", dir.display());
+    if meta.is_dir() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            assert_still(&entry.unwrap().path());
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Steps that are not copies, and whole images, on a real store.
 
-use crate::testing::{MemTree, Rig, dump, out, put};
+use crate::testing::{MemTree, Rig, assert_still, dump, out, put};
 use crate::{Bases, Build, BuildOptions, KeyContext, assemble, base, copy, import, key, mkdir, user};
 use keelway_dockerfile::Ignore;
 use keelway_model::mount::{FileAccess, RunMount, Sharing};
@@ -30,6 +30,7 @@ fn working_directories() {
         let op = MkdirOp { path: path.into(), user: UserSpec(who.into()), identity: Digest::of(b"") };
         let key = key_of(&rig, Op::Mkdir(op.clone()), &base);
         let upper = mkdir::run(&op, &[out(&base)], &rig.store).map_err(|e| e.to_string())?;
+        assert_still(upper.fs());
         let chain = crate::extend(&base, upper, &key).unwrap();
         let lines = dump(&rig.store, &chain);
         let fresh: Vec<String> = lines.into_iter().filter(|l| !dump(&rig.store, &base).contains(l)).collect();

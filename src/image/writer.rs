@@ -2,13 +2,15 @@
 //!
 //! Invariants: paths given here hold no link that is to be followed; the layer itself never holds a link that
 //! leads out, because every path goes through [`Root`]; a directory of the chain that something is put into is
-//! copied up with its mode, owner and attributes, so that the layer changes nothing it was not told to; and
-//! no name becomes a whiteout by accident.
+//! copied up with its mode, owner and attributes, so that the layer changes nothing it was not told to; no name
+//! becomes a whiteout by accident; and what is written carries [`LAYER_TIME`] from the start, a directory from
+//! [`Writer::finish`] on, so that nobody need walk the layer again to freeze it.
 
 use crate::error::StepError;
-use keelway_disk::{NodeKind, Root};
+use keelway_disk::near::Place;
+use keelway_disk::{Near, NodeKind, Root, copy_bytes, set_attributes};
 use keelway_model::{Tree, TreeEntry, TreeKind, TreePath};
-use keelway_store::{View, is_for_images};
+use keelway_store::{LAYER_TIME, Upper, View, is_for_images};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -29,7 +31,7 @@ pub(crate) enum There {
 }
 
 pub(crate) struct Writer {
-    upper: Root,
+    upper: Near,
     below: View,
     /// Owner of directories that are made on the way; root where none is given.
     owner: (u32, u32),
@@ -46,7 +48,7 @@ impl Writer {
     pub(crate) fn new(upper: Root, below: View, owner: Option<(u32, u32)>) -> Self {
         let made = HashSet::from([TreePath::root()]);
         Self {
-            upper,
+            upper: Near::new(upper),
             below,
             owner: owner.unwrap_or((0, 0)),
             made,
@@ -61,11 +63,10 @@ impl Writer {
         if self.made.contains(path) {
             return Ok(There::Directory);
         }
-        let stat = self.upper.stat(path.as_bytes()).map_err(wrong("look at", path))?;
-        Ok(match stat.map(|s| s.kind) {
+        Ok(match self.kind(path)? {
             Some(NodeKind::Directory) => There::Directory,
             Some(NodeKind::Symlink) => {
-                There::Symlink(self.upper.read_link(path.as_bytes()).map_err(wrong("read the link", path))?)
+                There::Symlink(self.at(path, "read the link", |dir, name| dir.read_link(name))?)
             }
             Some(_) => There::Other,
             None if self.is_hidden(path) => There::Nothing,
@@ -76,6 +77,24 @@ impl Writer {
                 Some(_) => There::Other,
             },
         })
+    }
+
+    /// What is at `path` in the layer itself.
+    fn kind(&self, path: &TreePath) -> Result<Option<NodeKind>, StepError> {
+        let look = |(dir, name): Place<'_>| dir.stat(name);
+        let found = self.upper.parent(path.as_bytes()).and_then(|place| place.map_or(Ok(None), look));
+        Ok(found.map_err(wrong("look at", path))?.map(|s| s.kind))
+    }
+
+    /// Does something to an entry whose parent is in the layer.
+    fn at<T>(
+        &self,
+        path: &TreePath,
+        what: &'static str,
+        act: impl FnOnce(&Root, &[u8]) -> io::Result<T>,
+    ) -> Result<T, StepError> {
+        let place = self.upper.parent(path.as_bytes()).and_then(|place| place.ok_or_else(no_parent));
+        place.and_then(|(dir, name)| act(&dir, name)).map_err(wrong(what, path))
     }
 
     /// What the chain has at `path`.
@@ -124,8 +143,7 @@ impl Writer {
             return Ok(false);
         }
         checked(path)?;
-        let stat = self.upper.stat(path.as_bytes()).map_err(wrong("look at", path))?;
-        let there = match stat.map(|s| s.kind) {
+        let there = match self.kind(path)? {
             Some(NodeKind::Directory) => {
                 self.made.insert(path.clone());
                 return Ok(false);
@@ -141,7 +159,7 @@ impl Writer {
                 Err(StepError::Refused(message))
             }
             Some(Some(TreeEntry { kind: TreeKind::Directory, mode, uid, gid, xattrs, .. })) => {
-                self.upper.mkdir(path.as_bytes(), 0o700).map_err(wrong("copy up the directory", path))?;
+                self.at(path, "copy up the directory", |dir, name| dir.mkdir(name, 0o700))?;
                 self.made.insert(path.clone());
                 self.set(path, &Meta { mode, owner: (uid, gid), xattrs })?;
                 Ok(false)
@@ -150,15 +168,13 @@ impl Writer {
                 "/{path} in the image is not a directory, and a directory is to be put there"
             ))),
             None => {
-                self.upper.mkdir(path.as_bytes(), 0o755).map_err(wrong("make the directory", path))?;
+                self.at(path, "make the directory", |dir, name| dir.mkdir(name, 0o755))?;
                 self.made.insert(path.clone());
                 self.fresh.insert(path.clone());
                 let (uid, gid) = self.owner;
                 if (uid, gid) != (0, 0) {
-                    self.upper
-                        .set_owner(path.as_bytes(), uid, gid)
-                        .map_err(wrong("set the owner of", path))?;
-                    self.upper.set_mode(path.as_bytes(), 0o755).map_err(wrong("set the mode of", path))?;
+                    self.at(path, "set the owner of", |dir, name| dir.set_owner(name, uid, gid))?;
+                    self.at(path, "set the mode of", |dir, name| dir.set_mode(name, 0o755))?;
                 }
                 Ok(true)
             }
@@ -168,9 +184,9 @@ impl Writer {
     /// Makes room for anything but a directory.
     fn clear(&mut self, path: &TreePath) -> Result<(), StepError> {
         checked(path)?;
-        match self.upper.stat(path.as_bytes()).map_err(wrong("look at", path))?.map(|s| s.kind) {
+        match self.kind(path)? {
             Some(NodeKind::Directory) => Err(onto_directory(path)),
-            Some(_) => self.upper.remove(path.as_bytes()).map_err(wrong("replace", path)),
+            Some(_) => self.at(path, "replace", Root::remove),
             None if self.is_hidden(path) => Ok(()),
             None => match self.below(path)?.map(|e| e.kind) {
                 Some(TreeKind::Directory) => Err(onto_directory(path)),
@@ -184,8 +200,9 @@ impl Writer {
         if path.is_root() || !self.is_directory(path)? {
             return Ok(());
         }
-        if self.upper.stat(path.as_bytes()).map_err(wrong("look at", path))?.is_some() {
-            self.upper.remove_all(path.as_bytes()).map_err(wrong("replace", path))?;
+        if self.kind(path)?.is_some() {
+            self.at(path, "replace", Root::remove_all)?;
+            self.upper.forget();
         }
         let inside = [path.as_bytes(), b"/"].concat();
         let gone = |m: &TreePath| m == path || m.as_bytes().starts_with(&inside);
@@ -208,6 +225,17 @@ impl Writer {
         self.file_by(path, size, meta, |file| copy(from, file))
     }
 
+    /// The same from an open file.
+    pub(crate) fn file_from(
+        &mut self,
+        path: &TreePath,
+        mut from: File,
+        size: u64,
+        meta: &Meta,
+    ) -> Result<(), StepError> {
+        self.file_by(path, size, meta, |file| copy_bytes(&mut from, file, size))
+    }
+
     /// The same, written by `write`, which gives the size that came out.
     pub(crate) fn file_by(
         &mut self,
@@ -216,8 +244,7 @@ impl Writer {
         meta: &Meta,
         write: impl FnOnce(&mut File) -> io::Result<u64>,
     ) -> Result<(), StepError> {
-        self.clear(path)?;
-        let mut file = self.upper.create_file(path.as_bytes(), 0o600).map_err(wrong("create", path))?;
+        let mut file = self.create(path)?;
         let copied = write(&mut file).map_err(wrong("write", path))?;
         if copied != size {
             let message = format!(
@@ -225,15 +252,37 @@ impl Writer {
             );
             return Err(wrong("write", path)(io::Error::other(message)));
         }
-        drop(file);
-        self.set(path, meta)
+        set_attributes(&file, meta.owner, meta.mode, LAYER_TIME.seconds())
+            .map_err(wrong("set the owner and mode of", path))?;
+        // Last, because a new owner takes a file's capabilities away.
+        self.set_xattrs(path, meta)
+    }
+
+    /// A new file in the layer, in the place of whatever is there that it may replace.
+    fn create(&mut self, path: &TreePath) -> Result<File, StepError> {
+        let create = |w: &Self| {
+            w.at(path, "create", |dir, name| match dir.create_new(name) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+                other => other.map(Some),
+            })
+        };
+        checked(path)?;
+        // Almost always nothing is there: then one call says so and makes it.
+        if path.parent().is_some_and(|p| self.fresh.contains(&p))
+            && let Some(file) = create(self)?
+        {
+            return Ok(file);
+        }
+        self.clear(path)?;
+        create(self)?.ok_or_else(|| wrong("create", path)(io::ErrorKind::AlreadyExists.into()))
     }
 
     pub(crate) fn symlink(&mut self, path: &TreePath, target: &[u8], meta: &Meta) -> Result<(), StepError> {
         self.clear(path)?;
-        self.upper.symlink(target, path.as_bytes()).map_err(wrong("make the link", path))?;
+        self.at(path, "make the link", |dir, name| dir.symlink(target, name))?;
         let (uid, gid) = meta.owner;
-        self.upper.set_owner(path.as_bytes(), uid, gid).map_err(wrong("set the owner of", path))
+        self.at(path, "set the owner of", |dir, name| dir.set_owner(name, uid, gid))?;
+        self.set_time(path)
     }
 
     /// A FIFO or device node.
@@ -250,8 +299,9 @@ impl Writer {
             _ => return Err(StepError::Inputs { op: "copy", why: "an entry that is no node" }),
         };
         self.clear(path)?;
-        self.upper.mknod(path.as_bytes(), kind, 0o600).map_err(wrong("make the node", path))?;
-        self.set(path, meta)
+        self.at(path, "make the node", |dir, name| dir.mknod(name, kind, 0o600))?;
+        self.set(path, meta)?;
+        self.set_time(path)
     }
 
     /// A second name for a file of this layer.
@@ -260,13 +310,17 @@ impl Writer {
             return Ok(());
         }
         self.clear(path)?;
-        self.upper.hard_link(first.as_bytes(), path.as_bytes()).map_err(wrong("link", path))
+        let linked = self.upper.parent(first.as_bytes()).and_then(|from| {
+            let (from, first) = from.ok_or_else(no_parent)?;
+            let (to, name) = self.upper.parent(path.as_bytes())?.ok_or_else(no_parent)?;
+            from.hard_link_to(first, &to, name)
+        });
+        linked.map_err(wrong("link", path))
     }
 
     /// Whether anything but a directory is at this path of the layer itself.
     pub(crate) fn in_layer(&self, path: &TreePath) -> Result<bool, StepError> {
-        let stat = self.upper.stat(path.as_bytes()).map_err(wrong("look at", path))?;
-        Ok(stat.is_some_and(|s| s.kind != NodeKind::Directory))
+        Ok(self.kind(path)?.is_some_and(|kind| kind != NodeKind::Directory))
     }
 
     /// The path in this layer of the file that was copied from this inode.
@@ -279,15 +333,32 @@ impl Writer {
 
     /// Owner, mode, attributes of what is in the layer, in the order in which they do not undo each other.
     pub(crate) fn set(&mut self, path: &TreePath, meta: &Meta) -> Result<(), StepError> {
-        let at = path.as_bytes();
         let (uid, gid) = meta.owner;
-        self.upper.set_owner(at, uid, gid).map_err(wrong("set the owner of", path))?;
-        self.upper.set_mode(at, meta.mode & 0o7777).map_err(wrong("set the mode of", path))?;
-        for (name, value) in &meta.xattrs {
-            if is_for_images(name) {
-                self.upper.set_xattr(at, name, value).map_err(wrong("set an extended attribute of", path))?;
-            }
+        self.at(path, "set the owner of", |dir, name| dir.set_owner(name, uid, gid))?;
+        self.at(path, "set the mode of", |dir, name| dir.set_mode(name, meta.mode & 0o7777))?;
+        self.set_xattrs(path, meta)
+    }
+
+    fn set_xattrs(&self, path: &TreePath, meta: &Meta) -> Result<(), StepError> {
+        for (key, value) in meta.xattrs.iter().filter(|(key, _)| is_for_images(key)) {
+            self.at(path, "set an extended attribute of", |dir, name| dir.set_xattr(name, key, value))?;
         }
+        Ok(())
+    }
+
+    fn set_time(&self, path: &TreePath) -> Result<(), StepError> {
+        self.at(path, "set the time of", |dir, name| dir.set_mtime(name, LAYER_TIME.seconds(), 0))
+    }
+
+    /// Gives the directories the time that all else has. Nothing can be written afterwards.
+    pub(crate) fn finish(self, upper: &mut Upper) -> Result<(), StepError> {
+        let mut made: Vec<_> = self.made.iter().collect();
+        // Those in one directory after another.
+        made.sort_unstable();
+        for path in made {
+            self.set_time(path)?;
+        }
+        upper.is_still();
         Ok(())
     }
 }
@@ -319,6 +390,10 @@ fn checked(path: &TreePath) -> Result<(), StepError> {
         ))),
         false => Ok(()),
     }
+}
+
+fn no_parent() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the directory that it lies in is not there any more")
 }
 
 fn onto_directory(path: &TreePath) -> StepError {

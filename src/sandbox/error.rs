@@ -154,8 +154,6 @@ pub enum SetupError {
         path: PathBuf,
         /// How it failed.
         errno: Errno,
-        /// It is part of the root, so the next sandbox meets it as well.
-        root: bool,
     },
     /// A cgroup.
     #[error("cannot {action} the cgroup {path:?}: {errno}")]

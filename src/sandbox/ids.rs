@@ -10,6 +10,7 @@
 //! the owner's.
 
 use crate::error::SetupError;
+use crate::rootless::SubRange;
 use crate::sys::{self, Cloned};
 use keelway_disk::{Lock, LockError};
 use nix::errno::Errno;
@@ -23,7 +24,8 @@ use std::path::{Path, PathBuf};
 
 /// Ids of one sandbox: 0 to 65535, as everybody has them.
 pub const IDS: u32 = 65_536;
-/// The ids that systemd keeps for containers: 0x80000 to 0x6fffffff. No login has one.
+/// The ids that systemd keeps for containers: 0x80000 to 0x6fffffff. Parts of them that /etc/subuid or /etc/subgid give
+/// to somebody are left out: Debian gives its seventh user ids from 493216 on.
 const FIRST: u32 = 0x0008_0000;
 /// So many fit.
 const RANGES: u32 = (0x7000_0000 - FIRST) / IDS;
@@ -56,7 +58,8 @@ pub(crate) struct Range {
 pub(crate) fn claim(directory: &Path) -> io::Result<Range> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    for n in 0..RANGES {
+    let theirs = crate::rootless::given_away();
+    for n in (0..RANGES).filter(|n| is_free(FIRST + n * IDS, &theirs)) {
         match Lock::try_take(&directory.join(n.to_string())) {
             Ok(Some(lock)) => return Ok(Range { map: IdMap { base: FIRST + n * IDS, count: IDS }, lock }),
             Ok(None) => {}
@@ -65,6 +68,12 @@ pub(crate) fn claim(directory: &Path) -> io::Result<Range> {
         }
     }
     Err(io::Error::other(format!("all {RANGES} id ranges are taken")))
+}
+
+/// Whether the range that begins there is nobody's, by the tables of users.
+fn is_free(first: u32, theirs: &[SubRange]) -> bool {
+    let (first, end) = (u64::from(first), u64::from(first) + u64::from(IDS));
+    theirs.iter().all(|r| u64::from(r.start) >= end || u64::from(r.start) + u64::from(r.count) <= first)
 }
 
 /// Where ranges are claimed, unless somebody says otherwise.
@@ -236,6 +245,15 @@ mod tests {
         assert_eq!(count(many, "0 1000 1\n5 100000 65536\n"), 1, "a hole");
         assert_eq!(count("1 2 3\n", many), 0);
         assert_eq!(count("0 0 99999999999999999999\n", "junk"), 0);
+    }
+
+    #[test]
+    fn ranges_of_logins_are_left_out() {
+        let range = |start, count| SubRange { start, count };
+        assert!(is_free(FIRST, &[range(100_000, 65_536), range(FIRST - 10, 10), range(FIRST + IDS, 1)]));
+        assert!(!is_free(FIRST, &[range(493_216, 65_536)]), "Debian's seventh user");
+        assert!(!is_free(FIRST, &[range(FIRST + IDS - 1, 1)]));
+        assert!(!is_free(FIRST, &[range(1, u32::MAX - 1)]));
     }
 
     #[test]

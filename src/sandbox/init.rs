@@ -273,7 +273,7 @@ impl Kept {
             pid1: self.pidfd.as_fd(),
             doors: &doors,
             ids: request.ids,
-            rlimits: &request.spec.resource_limits(),
+            rlimits: &pid1::resource_limits(request),
             private: [control.as_raw_fd(), self.life.as_raw_fd()],
         };
         // Nothing can be forked: the end of the socket tells.

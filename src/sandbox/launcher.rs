@@ -238,14 +238,13 @@ impl Launcher {
         }
         match self.spawn_with(spec, &stdio, held, Some(self.claim()?), Vec::new()) {
             // Nothing ran and nothing was mounted yet.
-            Err(SpawnError::Setup(SetupError::IdMap { path, errno, root })) => {
+            Err(SpawnError::Setup(SetupError::IdMap { path, errno })) => {
                 let why = format!(
                     "root of this sandbox is the machine's own id 0, without its powers: the file system of {} cannot translate user ids ({errno})",
                     path.display()
                 );
-                if root {
-                    let _ = self.0.same_ids.set(why.clone());
-                }
+                // The next sandbox has the same kind of root.
+                let _ = self.0.same_ids.set(why.clone());
                 self.spawn_with(spec, &stdio, held, None, vec![why])
             }
             other => other,

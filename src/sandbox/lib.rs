@@ -27,6 +27,7 @@ mod gate;
 mod ids;
 mod init;
 mod launcher;
+mod openat2;
 mod probe;
 mod proto;
 mod root;

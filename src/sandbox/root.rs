@@ -14,16 +14,17 @@ mod trees;
 use crate::error::SetupError;
 use crate::ids::IdMap;
 use crate::init::terminal::{self, Terminal};
+use crate::openat2::openat2;
 use crate::proto::Stub;
 use crate::spec::{Access, Mount, MountKind, Network, RootFs, Spec, Window};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mkdirat, mknodat, stat};
 use nix::unistd::{Gid, Uid, fchdir, fchown, pivot_root, symlinkat, write};
 use overlay::Scratch;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -118,6 +119,8 @@ pub(crate) struct How<'a> {
     pub user: BorrowedFd<'a>,
     /// The machine's root is somebody else: device nodes cannot be made, nor the sysfs of the machine's network.
     pub rootless: bool,
+    /// What the machine did not allow but the sandbox can do without.
+    pub warnings: RefCell<Vec<String>>,
 }
 
 impl How<'_> {
@@ -141,8 +144,10 @@ pub(crate) fn enter(
         .map_err(step("open /"))?;
     sys::mount_setattr(host_root.as_fd(), 0, libc::MS_PRIVATE, true)
         .map_err(step("make the mounts private (is / a mount point?)"))?;
+    // Before anything of ours is mounted on the machine's root, which may be shown itself.
+    let binds = spec.mounts.iter().map(|m| open_bind(m, how)).collect::<Result<Vec<_>, _>>()?;
     let scratch = Scratch::new(host_root.as_fd())?;
-    let parts = Parts::open(spec, how, &scratch)?;
+    let parts = Parts::open(spec, binds, how, &scratch)?;
     let root = overlay::mount(&spec.root, host_root.as_fd(), scratch, how)?;
     let upper = match &spec.root {
         RootFs::Overlay { upper, .. } => Some(open_host_dir(upper)?),
@@ -201,9 +206,9 @@ fn mount_error(what: &str, target: impl Into<PathBuf>) -> impl FnOnce(Errno) -> 
     move |errno| SetupError::Mount { what, target, errno: errno.into(), hint: String::new() }
 }
 
-fn id_map_error(path: &Path, root: bool) -> impl FnOnce(Errno) -> SetupError {
+fn id_map_error(path: &Path) -> impl FnOnce(Errno) -> SetupError {
     let path = path.to_owned();
-    move |errno| SetupError::IdMap { path, errno: errno.into(), root }
+    move |errno| SetupError::IdMap { path, errno: errno.into() }
 }
 
 fn open_host_dir(path: &Path) -> Result<OwnedFd, SetupError> {
@@ -226,7 +231,12 @@ fn tmpfs(size: u64, mode: u32, attributes: u64) -> Result<OwnedFd, Errno> {
 }
 
 impl Parts {
-    fn open(spec: &Spec, how: &How<'_>, scratch: &Scratch) -> Result<Self, SetupError> {
+    fn open(
+        spec: &Spec,
+        binds: Vec<Option<OwnedFd>>,
+        how: &How<'_>,
+        scratch: &Scratch,
+    ) -> Result<Self, SetupError> {
         let nodes = if how.rootless { host_nodes()? } else { device_nodes(scratch)? };
         let devices = DEVICES
             .iter()
@@ -237,8 +247,12 @@ impl Parts {
             .map_err(mount_error("a null device, read-only", "/proc"))?;
         let empty = tmpfs(4096, 0o555, RDONLY | NOSUID | NODEV | NOEXEC)
             .map_err(mount_error("an empty directory", "/proc"))?;
-        let views = spec.mounts.iter().enumerate();
-        let views = views.map(|(n, m)| open_view(n, m, how, scratch)).collect::<Result<_, _>>()?;
+        let views = spec.mounts.iter().zip(binds).enumerate();
+        let view = |(n, (mount, bind)): (usize, (&Mount, Option<OwnedFd>))| match bind {
+            Some(bind) => Ok(Some(bind)),
+            None => open_view(n, mount, how, scratch),
+        };
+        let views = views.map(view).collect::<Result<_, _>>()?;
         Ok(Self { devices, null: Cover::new(null), empty: Cover::new(empty), views })
     }
 }
@@ -304,31 +318,41 @@ fn open_view(
     how: &How<'_>,
     scratch: &Scratch,
 ) -> Result<Option<OwnedFd>, SetupError> {
-    let (source, access, below) = match &mount.kind {
-        MountKind::Bind { source, access, below } => (source, access, *below),
+    match &mount.kind {
         MountKind::File { content, mode, owner } => {
             let owner = (how.ids.base + owner.0, how.ids.base + owner.1);
             let name = format!("file-{n}");
-            return content_file(scratch, &name, content, *mode, owner, &mount.target).map(Some);
+            content_file(scratch, &name, content, *mode, owner, &mount.target).map(Some)
         }
         MountKind::Layers { root, path } => {
             let scratch = scratch.part(&format!("tree-{n}"))?;
-            return trees::of_layers(root, path, scratch, how, &mount.target).map(Some);
+            trees::of_layers(root, path, scratch, how, &mount.target).map(Some)
         }
         MountKind::Beneath { directory, path, access } => {
-            return trees::beneath(directory, path, *access, how, &mount.target).map(Some);
+            trees::beneath(directory, path, *access, how, &mount.target).map(Some)
         }
-        MountKind::Tmpfs { .. } => return Ok(None),
-    };
+        MountKind::Tmpfs { .. } | MountKind::Bind { .. } => Ok(None),
+    }
+}
+
+/// What of the machine a mount shows, mounted nowhere yet.
+fn open_bind(mount: &Mount, how: &How<'_>) -> Result<Option<OwnedFd>, SetupError> {
+    let MountKind::Bind { source, access, below } = &mount.kind else { return Ok(None) };
     let error = |errno: Errno| SetupError::BindSource { path: source.clone(), errno: errno.into() };
     let at = open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(error)?;
-    let tree = sys::open_tree_clone(at.as_fd(), below).map_err(error)?;
+    let tree = sys::open_tree_clone(at.as_fd(), *below).map_err(error)?;
     let attributes = match access {
         Access::ReadOnly => RDONLY | NOSUID | NODEV,
         Access::ReadWrite => NOSUID | NODEV,
     };
     sys::mount_setattr(tree.as_fd(), attributes, 0, true).map_err(error)?;
-    how.translate(&tree, true).map_err(id_map_error(source, false))?;
+    if let Err(errno) = how.translate(&tree, true) {
+        // Its files then belong to nobody in there. The sandbox keeps ids of its own, which matters more.
+        how.warnings.borrow_mut().push(format!(
+            "everything in {} belongs to nobody (65534) in the sandbox: its file system cannot translate user ids ({errno})",
+            source.display()
+        ));
+    }
     Ok(Some(tree))
 }
 

@@ -104,17 +104,26 @@ fn user_name(passwd: &str, uid: u32) -> Option<String> {
 /// The first usable line for this user, by name or number.
 fn sub_range(table: &str, name: Option<&str>, uid: u32) -> Option<SubRange> {
     let number = uid.to_string();
-    table.lines().find_map(|line| {
-        let mut fields = line.trim().split(':');
-        let who = fields.next()?;
-        if Some(who) != name && who != number {
-            return None;
-        }
-        let start: u32 = fields.next()?.parse().ok()?;
-        let count: u32 = fields.next()?.parse().ok()?;
-        // An end beyond the ids there are is no range.
-        (count > 0 && start > 0 && start.checked_add(count).is_some()).then_some(SubRange { start, count })
-    })
+    table
+        .lines()
+        .filter_map(line_range)
+        .find_map(|(who, range)| (Some(who) == name || who == number).then_some(range))
+}
+
+/// Every range that the machine's tables give to a user.
+pub(crate) fn given_away() -> Vec<SubRange> {
+    let all = [read_table("/etc/subuid"), read_table("/etc/subgid")].concat();
+    all.lines().filter_map(|line| line_range(line).map(|(_, range)| range)).collect()
+}
+
+/// Who, and what of the ids.
+fn line_range(line: &str) -> Option<(&str, SubRange)> {
+    let mut fields = line.trim().split(':');
+    let who = fields.next()?;
+    let start: u32 = fields.next()?.parse().ok()?;
+    let count: u32 = fields.next()?.parse().ok()?;
+    // An end beyond the ids there are is no range.
+    (count > 0 && start > 0 && start.checked_add(count).is_some()).then_some((who, SubRange { start, count }))
 }
 
 /// Why an ordinary user cannot go on.

@@ -8,16 +8,19 @@ use crate::launcher::{Launcher, Stdio};
 use crate::proto::{self, Order, Report};
 use crate::spec::ExecSpec;
 use crate::sys;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How long the processes of a killed sandbox may take to die.
 const DEATH: Duration = Duration::from_secs(30);
+/// How often somebody who waits looks whether it was killed.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// A running sandbox. Dropping it kills it and waits for its end.
 ///
@@ -43,6 +46,8 @@ struct Shared {
     ordering: Mutex<()>,
     /// PID 1 of the sandbox, once it runs.
     init: Mutex<Option<OwnedFd>>,
+    /// When it was killed first.
+    killed: OnceLock<Instant>,
 }
 
 /// Signals a sandbox while another thread waits for it. Cheap to clone; harmless after its end.
@@ -80,6 +85,7 @@ impl Handle {
 
     /// Kills all its processes at once, by killing PID 1 of its pid namespace.
     pub fn kill(&self) -> Result<(), WaitError> {
+        self.0.killed.get_or_init(Instant::now);
         match &*self.0.init.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(pidfd) => match sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
                 Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
@@ -98,7 +104,12 @@ impl AsFd for Running {
 
 impl Running {
     pub(crate) fn new(child: Child, control: UnixStream, launcher: Launcher, groups: Group) -> Self {
-        let shared = Arc::new(Shared { control, ordering: Mutex::new(()), init: Mutex::new(None) });
+        let shared = Arc::new(Shared {
+            control,
+            ordering: Mutex::new(()),
+            init: Mutex::new(None),
+            killed: OnceLock::new(),
+        });
         let (warnings, terminal, exit) = (Vec::new(), None, None);
         Self { child, shared, pid: 0, warnings, terminal, exit, groups, _launcher: launcher }
     }
@@ -174,11 +185,13 @@ impl Running {
         self.handle().kill()
     }
 
-    /// Blocks until it has ended and everything of it is gone; the same answer again afterwards.
+    /// Blocks until it has ended and everything of it is gone; the same answer again afterwards. Once it was killed that
+    /// has a bound: a process that the kernel does not let die, because it waits for a disk or a server, is an error.
     pub fn wait(&mut self) -> Result<Exit, WaitError> {
         if let Some(exit) = &self.exit {
             return Ok(exit.clone());
         }
+        self.hear_until_killed()?;
         let report = proto::receive::<Report>(self.shared.control.as_fd());
         let exit = match report {
             Ok(Some((Report::Ended { kind, usage }, _))) => {
@@ -190,6 +203,25 @@ impl Running {
         };
         self.exit = Some(exit.clone());
         Ok(exit)
+    }
+
+    /// Until there is something to be received, or [`DEATH`] has passed since it was killed.
+    fn hear_until_killed(&self) -> Result<(), WaitError> {
+        loop {
+            let left = self.shared.killed.get().map(|at| DEATH.saturating_sub(at.elapsed()));
+            // Another thread may kill it meanwhile.
+            let patience = left.unwrap_or(LOOK).min(LOOK);
+            let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+            let mut fds = [PollFd::new(self.shared.control.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, timeout) {
+                Ok(0) if left.is_some_and(|l| l.is_zero()) => {
+                    return Err(WaitError::Stuck { seconds: DEATH.as_secs() });
+                }
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(e) => return Err(WaitError::Io { action: "wait for", source: e.into() }),
+            }
+        }
     }
 
     /// Makes sure that everything is dead and removed when the supervisor could not.

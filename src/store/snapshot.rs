@@ -51,6 +51,7 @@ pub struct Upper {
     fs: PathBuf,
     work: PathBuf,
     published: bool,
+    still: bool,
 }
 
 impl Upper {
@@ -66,9 +67,23 @@ impl Upper {
     pub fn root(&self) -> Result<Root, StoreError> {
         Root::open(&self.fs).map_err(StoreError::io("open", &self.fs))
     }
+    /// Says that every entry has [`LAYER_TIME`] already and that no overlay was ever mounted on it: freezing it need
+    /// not look at each.
+    pub fn is_still(&mut self) {
+        self.still = true;
+    }
     /// Freezes it: every entry gets [`LAYER_TIME`], overlay's private attributes go, and it becomes a snapshot.
     /// Nothing may write to it any more, and no overlay may still be mounted on it.
     pub fn freeze(self) -> Result<SnapshotId, StoreError> {
+        if !self.still {
+            self.make_still()?;
+        }
+        let id = named(&random_name("s")?)?;
+        self.publish(&id, None)?;
+        Ok(id)
+    }
+
+    fn make_still(&self) -> Result<(), StoreError> {
         let root = self.root()?;
         let still = |dir: &Root, name: &[u8], kind: NodeKind| -> io::Result<()> {
             if matches!(kind, NodeKind::Directory | NodeKind::File) {
@@ -78,10 +93,7 @@ impl Upper {
         };
         walk(&root, &mut |v| still(v.dir, v.name, v.stat.kind))
             .and_then(|()| still(&root, b"", NodeKind::Directory))
-            .map_err(StoreError::io("freeze", &self.fs))?;
-        let id = named(&random_name("s")?)?;
-        self.publish(&id, None)?;
-        Ok(id)
+            .map_err(StoreError::io("freeze", &self.fs))
     }
 
     /// Puts a record beside the snapshot that this becomes.
@@ -155,7 +167,7 @@ impl Store {
             dir.mkdir(b"work", 0o700)
         };
         make().map_err(StoreError::io("make", &dir))?;
-        Ok(Upper { store: self.clone(), dir, fs, work, published: false })
+        Ok(Upper { store: self.clone(), dir, fs, work, published: false, still: false })
     }
 
     /// The directory of a snapshot, usable as an overlay's lower directory; read only by agreement.

@@ -25,6 +25,8 @@ pub const TESTS: &[Test] = &[
 
 pub const MACHINE: &str = "203.0.113.1";
 pub const OUTSIDE: &str = "203.0.113.2";
+/// The machine's, of an interface that nothing is routed through.
+pub const ASIDE: &str = "198.51.100.77";
 const PORT: u16 = 4000;
 /// The image of every step: it has a C library that looks names up as most programs do, and a program that says which of
 /// its arguments, `HOST` or `HOST:PORT`, gave it a page.
@@ -136,6 +138,9 @@ pub fn on_a_machine(world: &World, work: impl FnOnce(&Machine) + Send) {
             ip(&["link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", &outside]);
             ip(&["addr", "add", &format!("{MACHINE}/24"), "dev", "up0"]);
             ip(&["link", "set", "up0", "up"]);
+            ip(&["link", "add", "aside0", "type", "bridge"]);
+            ip(&["addr", "add", &format!("{ASIDE}/24"), "dev", "aside0"]);
+            ip(&["link", "set", "aside0", "up"]);
             tell_linked.send(()).expect("the outside waits for it");
             served.recv().expect("the outside tells");
             ip(&["route", "add", "default", "via", OUTSIDE]);
@@ -208,7 +213,7 @@ fn fetch(hosts: &[&str]) -> String {
 }
 
 /// Everything that a private network shall not reach.
-const FORBIDDEN: [&str; 3] = ["127.0.0.1", MACHINE, "169.254.169.254"];
+const FORBIDDEN: [&str; 4] = ["127.0.0.1", MACHINE, ASIDE, "169.254.169.254"];
 /// And what it shall.
 const OPEN: [&str; 2] = [OUTSIDE, "www.example.com"];
 

@@ -217,8 +217,8 @@ fn by_pasta(world: &World) -> Ended {
         let ann = Ann::new(world, true);
         ann.load(Base::Python, "base/python:12");
         ann.own("net/fetch", network::FETCH);
-        let (outside, machine) = (network::OUTSIDE, network::MACHINE);
-        let run = format!("RUN python3 /fetch {outside} {machine} 127.0.0.1 169.254.169.254");
+        let (outside, machine, aside) = (network::OUTSIDE, network::MACHINE, network::ASIDE);
+        let run = format!("RUN python3 /fetch {outside} {machine} {aside} 127.0.0.1 169.254.169.254");
         ann.own("net/Dockerfile", &format!("FROM base/python:12\nCOPY fetch /fetch\n{run}\n"));
         // Without the device she is told, and it has its loopback.
         let out = ann.keelway(&["image", "build", "net"]).expect(0);
@@ -229,7 +229,7 @@ fn by_pasta(world: &World) -> Ended {
         ann.own("net/Dockerfile", &format!("FROM base/python:12\nCOPY fetch /fetch\n{run} # again\n"));
         let out = ann.keelway(&["image", "build", "net"]).expect(0).stderr;
         assert!(out.contains(&format!("came {outside} from the outside")), "{out}");
-        for closed in [machine, "127.0.0.1", "169.254.169.254"] {
+        for closed in [machine, aside, "127.0.0.1", "169.254.169.254"] {
             assert!(out.contains(&format!("refused {closed} ")), "{closed}: {out}");
         }
         leaks.assert_none();

@@ -2,6 +2,7 @@
 
 use super::Finding;
 use crate::machine::Machine;
+use keelway_container::network::{NoUplink, Uplink};
 use keelway_sandbox::cgroup::{Controller, Layout, Place};
 use keelway_sandbox::rootless::Prospects;
 use keelway_sandbox::{ProbeFailure, probe};
@@ -91,6 +92,9 @@ fn cgroups(machine: &Machine) -> Vec<Finding> {
     let layout = Layout::detect();
     let one = |controller: Controller| -> Option<String> {
         layout.place(controller).map(|place| match place {
+            Place::V1(dir) if controller == Controller::Io => {
+                format!("io (version 1, {}: of direct reads and writes only)", dir.display())
+            }
             Place::V1(dir) => format!("{} (version 1, {})", controller.name(), dir.display()),
             Place::V2(dir) => format!("{} (version 2, {})", controller.name(), dir.display()),
         })
@@ -169,18 +173,18 @@ fn program(machine: &Machine, name: &str) -> Option<PathBuf> {
 fn network(machine: &Machine) -> Finding {
     const CHECK: &str = "private networks";
     if machine.root {
-        return match program(machine, "nft") {
-            Some(_) => Finding::ok(CHECK, "by nftables"),
-            None => Finding::missing(CHECK, "nft is not installed", "apt-get install nftables"),
-        };
+        // Keelway speaks to the kernel itself: no program is needed.
+        return Finding::ok(CHECK, "by this machine's packet filter");
     }
-    let mend = "apt-get install passt\nor use network: none, or host where the command line grants it";
-    if program(machine, "pasta").is_none() && program(machine, "slirp4netns").is_none() {
-        return Finding::missing(CHECK, "neither pasta nor slirp4netns is installed", mend);
-    }
-    match fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        Ok(_) => Finding::ok(CHECK, "by pasta or slirp4netns"),
-        Err(e) => Finding::missing(CHECK, format!("/dev/net/tun: {e}"), "as root: chmod 0666 /dev/net/tun"),
+    match Uplink::for_a_user() {
+        Ok(program) => Finding::ok(CHECK, format!("by {}", program.display())),
+        Err(NoUplink::Program) => {
+            let mend = "as root: apt-get install passt\nor use network: none, or host where the command line grants it";
+            Finding::missing(CHECK, "pasta is not installed", mend)
+        }
+        Err(NoUplink::Tun(e)) => {
+            Finding::missing(CHECK, format!("/dev/net/tun: {e}"), "as root: chmod 0666 /dev/net/tun")
+        }
     }
 }
 

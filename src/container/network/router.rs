@@ -112,7 +112,13 @@ impl Router {
         })?;
         let way_out = match &settings.uplink {
             super::Uplink::Machine => by_the_machine(home, range, &namespace, run, &mut routes)?,
-            super::Uplink::Pasta(program) => by_pasta(program, &namespace)?,
+            super::Uplink::Pasta(program) => {
+                // Before there is a way out. Only the address of its default route is the router's own.
+                let own = own_addresses()?;
+                let closed = own.into_iter().map(|address| route::prohibit(address, 32)).collect();
+                ask(&mut routes, "close the machine's own addresses", closed)?;
+                by_pasta(program, &namespace)?
+            }
         };
         ask(
             &mut routes,
@@ -281,6 +287,34 @@ fn by_pasta(program: &Path, router: &Namespace) -> Result<WayOut, NetworkError> 
     Ok(WayOut::Userland { _pasta: pasta })
 }
 
+/// Longest table of the machine's routes that is read, in bytes.
+const MAX_TABLE: u64 = 4 << 20;
+
+/// The addresses of the machine, which this thread is in, loopback left out. An ordinary user cannot enter where it is already.
+fn own_addresses() -> Result<Vec<Ipv4Addr>, NetworkError> {
+    use std::io::Read;
+    let mut table = String::new();
+    let read = std::fs::File::open("/proc/thread-self/net/fib_trie")
+        .and_then(|file| file.take(MAX_TABLE).read_to_string(&mut table));
+    read.map_err(NetworkError::kernel("read the machine's addresses"))?;
+    Ok(local_addresses(&table))
+}
+
+/// Of the kernel's table: an address, and on the lines after it what it is.
+fn local_addresses(table: &str) -> Vec<Ipv4Addr> {
+    let (mut found, mut current) = (Vec::new(), None);
+    for line in table.lines().map(str::trim) {
+        if let Some(address) = line.strip_prefix("|-- ") {
+            current = address.parse().ok();
+        } else if line.starts_with("/32 host LOCAL") {
+            found.extend(current.filter(|a: &Ipv4Addr| !a.is_loopback()));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
 /// What stands between the machine and a router.
 struct Uplink {
     slot: u32,
@@ -346,4 +380,16 @@ fn ask(socket: &mut Socket, what: &'static str, messages: Vec<Message>) -> Resul
 
 fn is(error: &std::io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machines_addresses_are_read_from_its_table() {
+        let table = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n  |-- 10.88.0.1\n     /32 link UNICAST\n     /32 host LOCAL\n  |-- 10.88.255.255\n     /32 link BROADCAST\n  |-- 127.0.0.1\n     /32 host LOCAL\nLocal:\n  |-- 10.88.0.1\n     /32 host LOCAL\n  |-- 192.0.2.2\n     /32 host LOCAL\n  |-- nonsense\n     /32 host LOCAL\n";
+        let expected: Vec<Ipv4Addr> = vec!["10.88.0.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
+        assert_eq!(local_addresses(table), expected);
+    }
 }

@@ -1,7 +1,7 @@
 //! Copies, archives and keys on a real store.
 
 use super::*;
-use crate::testing::{MemTree, Rig, copy_op, dump, out, put};
+use crate::testing::{MemTree, Rig, assert_still, copy_op, dump, out, put};
 use crate::{KeyContext, key};
 use keelway_dockerfile::Ignore;
 use keelway_model::plan::UserSpec;
@@ -18,6 +18,7 @@ fn after(rig: &Rig, op: &CopyOp, inputs: &[&Chain], tree: &MemTree, ignore: &str
     let inputs: Vec<Output> = inputs.iter().map(|c| out(c)).collect();
     let key = key(&Op::Copy(op.clone()), &inputs, &cx).map_err(|e| e.to_string())?.unwrap();
     let upper = run(op, &inputs, &cx).map_err(|e| e.to_string())?;
+    assert_still(upper.fs());
     crate::extend(&below(op, &inputs).unwrap(), upper, &key).map_err(|e| e.to_string())
 }
 fn copied(rig: &Rig, op: &CopyOp, inputs: &[&Chain], tree: &MemTree, ignore: &str) -> Vec<String> {

@@ -85,6 +85,7 @@ fn begin<'a>(
         ids: request.ids,
         user: spaces.user.as_fd(),
         rootless: false,
+        warnings: std::cell::RefCell::default(),
     };
     let mut stubs = Vec::new();
     let staged = root::stage(&request.spec, &how, spaces.net.as_ref(), &mut stubs);

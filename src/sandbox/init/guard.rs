@@ -3,7 +3,8 @@
 //!
 //! Forks cost next to nothing to watch: the kernel says when it has refused one (cgroup v2), or is asked four times a
 //! second (v1). A program that copes with that is left alone;
-//! one that goes on and on is a bomb, and is ended.
+//! one that goes on and on is a bomb, and is ended. Without a group of cgroups only each of its users is bounded, by a
+//! resource limit: then the processes that its own /proc shows are counted, and a crowd that stays at the limit is ended.
 //!
 //! What is written is in the upper directory. Measuring it is a walk, so it is done only when it can have reached the
 //! limit: statfs(2) says, for a microsecond, how much more the whole file system holds than when it was measured last. The
@@ -38,6 +39,10 @@ use std::time::{Duration, Instant};
 const MOST_REFUSALS: u64 = 1000;
 /// Between two looks at refused forks where the kernel does not tell.
 const FORKS: Duration = Duration::from_millis(250);
+/// How long a crowd may stay at the limit where nothing counts what was refused it.
+const CROWDED: Duration = Duration::from_secs(3);
+/// Between two counts of it.
+const COUNTS: Duration = Duration::from_millis(500);
 /// Nobody is taken to write faster than so many bytes a second, or to make more files.
 const SPEED: u64 = 2 << 30;
 const FILES_SPEED: u64 = 100_000;
@@ -53,6 +58,7 @@ const DEEPEST: usize = 400;
 const MOST_OPEN: usize = 65_536;
 /// Blocks of stat(2).
 const BLOCK: u64 = 512;
+const PROC_MAGIC: i64 = 0x9fa0;
 
 /// Watches one sandbox.
 pub(super) struct Guard<'a> {
@@ -61,6 +67,7 @@ pub(super) struct Guard<'a> {
     /// Descriptors of the supervisor that a process of ours must not hold open.
     private: [RawFd; 2],
     forks: Option<Forks>,
+    crowd: Option<Crowd>,
     disk: Option<Disk>,
     verdict: Option<ExitKind>,
 }
@@ -70,6 +77,15 @@ struct Forks {
     /// Whether the kernel says when it changes.
     told: bool,
     limit: u32,
+}
+
+/// The processes of a sandbox without a group of cgroups.
+struct Crowd {
+    pid1: i32,
+    limit: u32,
+    /// Since when there are as many as there may be.
+    full: Option<Instant>,
+    counted: Instant,
 }
 
 struct Disk {
@@ -121,7 +137,9 @@ impl<'a> Guard<'a> {
             forks.refused();
             forks
         });
-        Self { group, pid1, private, forks, disk: Disk::new(spec), verdict: None }
+        let limit = spec.limits.pids.unwrap_or(DEFAULT_PIDS);
+        let crowd = forks.is_none().then(|| Crowd { pid1, limit, full: None, counted: Instant::now() });
+        Self { group, pid1, private, forks, crowd, disk: Disk::new(spec), verdict: None }
     }
 
     /// What to wait for.
@@ -139,7 +157,8 @@ impl<'a> Guard<'a> {
         }
         let forks = self.forks.iter().filter(|f| !f.told).map(|_| FORKS);
         let disk = self.disk.iter().filter(|d| d.walk.is_none()).map(Disk::patience);
-        let soonest = forks.chain(disk).min();
+        let crowd = self.crowd.iter().map(|_| COUNTS);
+        let soonest = forks.chain(disk).chain(crowd).min();
         soonest.map_or(PollTimeout::NONE, |s| PollTimeout::try_from(s).unwrap_or(PollTimeout::MAX))
     }
 
@@ -150,6 +169,10 @@ impl<'a> Guard<'a> {
         }
         if let Some(forks) = self.forks.take_if(|f| f.refused() >= MOST_REFUSALS) {
             self.verdict = Some(ExitKind::TooManyProcesses { limit: forks.limit });
+            return true;
+        }
+        if let Some(crowd) = self.crowd.take_if(|c| c.is_too_much()) {
+            self.verdict = Some(ExitKind::TooManyProcesses { limit: crowd.limit });
             return true;
         }
         if let Some(disk) = &mut self.disk {
@@ -181,6 +204,45 @@ impl Forks {
         let length = self.refused.read_at(&mut text, 0).unwrap_or(0);
         let text = std::str::from_utf8(&text[..length]).unwrap_or_default();
         text.lines().find_map(|l| l.strip_prefix("max ")?.trim().parse().ok()).unwrap_or(0)
+    }
+}
+
+impl Crowd {
+    fn is_too_much(&mut self) -> bool {
+        if self.counted.elapsed() < COUNTS {
+            return false;
+        }
+        let (now, limit) = (Instant::now(), u64::from(self.limit));
+        self.counted = now;
+        match self.count(limit * 2) {
+            // Many users of the sandbox, each within its bound.
+            n if n >= limit * 2 => true,
+            n if n >= limit => now.duration_since(*self.full.get_or_insert(now)) >= CROWDED,
+            _ => {
+                self.full = None;
+                false
+            }
+        }
+    }
+
+    /// The processes that the sandbox's own /proc shows, up to `most`; none where it is not really that.
+    fn count(&self, most: u64) -> u64 {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let Ok(proc) = open(format!("/proc/{}/root/proc", self.pid1).as_str(), flags, Mode::empty()) else {
+            return 0;
+        };
+        if sys::fs_type(&proc) != Ok(PROC_MAGIC) {
+            return 0;
+        }
+        let Ok(mut dir) = Dir::from_fd(proc) else { return 0 };
+        let mut n = 0;
+        for entry in dir.iter().flatten() {
+            n += u64::from(entry.file_name().to_bytes().first().is_some_and(u8::is_ascii_digit));
+            if n >= most {
+                break;
+            }
+        }
+        n
     }
 }
 

@@ -107,6 +107,7 @@ fn begin(
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWCGROUP;
+    pid1::go_first();
     pid1::hide()?;
     setns(sandbox.pid1, namespaces).map_err(step("join the sandbox's namespaces"))?;
     umask(Mode::from_bits_truncate(0o022));

@@ -49,6 +49,7 @@ pub(super) fn run(control: RawFd, life: UnixStream, request: &Request, gifts: Gi
     if !request.gated {
         die_with_the_supervisor();
     }
+    go_first();
     // Our copy of its own socket would hide its death from the owner.
     let _ = nix::unistd::close(control);
     let ready = cgroup::enter(doors).and_then(|()| set_up(&life, request, &spaces, &stdio));
@@ -143,6 +144,7 @@ fn set_up(
         ids: request.ids,
         user: spaces.user.as_fd(),
         rootless: request.outer.is_some(),
+        warnings: std::cell::RefCell::default(),
     };
     let entered = root::enter(spec, &how, &mut stubs);
     if !stubs.is_empty() {
@@ -152,17 +154,25 @@ fn set_up(
     umask(Mode::from_bits_truncate(0o022));
     root::change_directory(&spec.cwd)?;
     give_stdio(&spec.user, request.ids, stdio);
-    let mut warnings = limit_resources(&spec.resource_limits())?;
+    let mut warnings = how.warnings.take();
+    warnings.extend(limit_resources(&resource_limits(request))?);
     warnings.extend(request.cgroups.warnings());
-    if request.cgroups.layout.pids.is_none() {
-        // What a user without cgroups can do: so many processes of each of the sandbox's users.
-        let most = u64::from(spec.limits.pids.unwrap_or(DEFAULT_PIDS)) + 1;
-        warnings.extend(limit_resource(Rlimit { resource: Resource::Processes, soft: most, hard: most })?);
-    }
     // It is in its groups: the namespace begins there.
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("make the cgroup namespace"))?;
     become_inner_root(spaces.user.as_fd(), !request.gated)?;
     Ok(Ready { warnings, terminal })
+}
+
+/// When the machine runs out of memory, what runs in a sandbox is ended before what looks after it: the kernel adds this
+/// many thousandths of the memory to its size. Without the file it is as before.
+pub(super) fn go_first() {
+    const MORE: i32 = 100;
+    const MOST: i32 = 1000;
+    let path = "/proc/self/oom_score_adj";
+    let now = std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<i32>().ok());
+    if let Some(now) = now {
+        let _ = std::fs::write(path, (now.max(0) + MORE).min(MOST).to_string());
+    }
 }
 
 /// Nothing of ours can be seen by whoever shares our user or our session.
@@ -207,6 +217,17 @@ pub(super) fn give_stdio(user: &User, ids: IdMap, stdio: &[OwnedFd; 3]) {
             let _ = fchmod(fd, Mode::from_bits_truncate(0o600));
         }
     }
+}
+
+/// What every process of a sandbox gets, those that join it later too.
+pub(super) fn resource_limits(request: &Request) -> Vec<Rlimit> {
+    let mut all = request.spec.resource_limits();
+    if request.cgroups.layout.pids.is_none() && !all.iter().any(|l| l.resource == Resource::Processes) {
+        // What a user without cgroups can do: so many processes of each of the sandbox's users.
+        let most = u64::from(request.spec.limits.pids.unwrap_or(DEFAULT_PIDS)) + 1;
+        all.push(Rlimit { resource: Resource::Processes, soft: most, hard: most });
+    }
+    all
 }
 
 /// The usual limits, and these over them.

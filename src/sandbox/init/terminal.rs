@@ -6,10 +6,11 @@
 
 use crate::error::SetupError;
 use crate::ids::IdMap;
+use crate::openat2::openat2;
 use crate::spec::{User, Window};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open};
 use nix::sys::stat::{Mode, SFlag, fstat, makedev};
 use nix::unistd::{Gid, Uid, fchown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -6,12 +6,13 @@
 
 use super::{How, NODEV, NOEXEC, NOSUID, RDONLY, attach, is_dir, mount_error, new_fs, overlay, step, tmpfs};
 use crate::error::{ExecError, SetupError};
+use crate::openat2::openat2;
 use crate::proto::Stub;
 use crate::root::target::Targets;
 use crate::spec::{DEFAULT_PATH, MountKind, Network, RootFs, Spec};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, fchmod, mkdirat, stat};
 use nix::unistd::{Gid, Uid, fchown, write};

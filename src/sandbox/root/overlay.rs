@@ -86,7 +86,7 @@ impl Scratch {
         let at = open_host_dir(directory)?;
         let tree = sys::open_tree_clone(at.as_fd(), false)
             .map_err(step(format!("make a view of the directory {directory:?}")))?;
-        how.translate(&tree, false).map_err(id_map_error(directory, true))?;
+        how.translate(&tree, false).map_err(id_map_error(directory))?;
         sys::move_mount(tree.as_fd(), self.make(&n.to_string())?.as_fd())
             .map_err(mount_error("a view of a layer", directory))?;
         Ok(tree)
@@ -159,7 +159,7 @@ pub(super) fn detached(root: &RootFs, scratch: Scratch, how: &How<'_>) -> Result
         let tree = sys::open_tree_clone(at.as_fd(), true)
             .map_err(step(format!("make a view of the directory {path:?}")))?;
         sys::mount_setattr(tree.as_fd(), NODEV, 0, true).map_err(mount_error("the root", "/"))?;
-        how.translate(&tree, true).map_err(id_map_error(path, true))?;
+        how.translate(&tree, true).map_err(id_map_error(path))?;
         scratch.detach()?;
         return Ok(tree);
     }

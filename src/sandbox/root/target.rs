@@ -3,10 +3,11 @@
 use super::{is_dir, step};
 use crate::error::SetupError;
 use crate::ids::IdMap;
+use crate::openat2::openat2;
 use crate::proto::{Stub, StubKind};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::collections::VecDeque;

@@ -3,10 +3,11 @@
 use super::overlay::{self, Scratch};
 use super::{How, NODEV, NOSUID, RDONLY, id_map_error, open_host_dir};
 use crate::error::SetupError;
+use crate::openat2::openat2;
 use crate::spec::{Access, RootFs};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -61,6 +62,6 @@ pub(super) fn beneath(
         Ok(tree)
     };
     let tree = part().map_err(failed(path, target))?;
-    how.translate(&tree, false).map_err(id_map_error(directory, false))?;
+    how.translate(&tree, false).map_err(id_map_error(directory))?;
     Ok(tree)
 }

@@ -11,6 +11,7 @@ pub const TESTS: &[crate::Test] = &[
     ("trees::layers_are_shown_and_stay", layers_are_shown_and_stay),
     ("trees::what_is_written_is_in_the_upper_directory", what_is_written),
     ("trees::links_end_in_their_tree", links_end_in_their_tree),
+    ("trees::renames_elsewhere_are_no_matter", renames_elsewhere),
     ("trees::a_directory_keeps_its_owners", a_directory_keeps_its_owners),
     ("trees::a_file_has_its_owner", a_file_has_its_owner),
     ("trees::on_a_kernel_without_append", by_the_older_call),
@@ -115,6 +116,37 @@ fn links_end_in_their_tree() -> Result<(), Failed> {
         assert!(refused(&spec).contains(&format!("cannot mount {path:?} at \"/t\"")));
     }
     Ok(())
+}
+
+/// While anybody renames, the kernel cannot follow `..` inside a root, and says that it should be asked again.
+fn renames_elsewhere() -> Result<(), Failed> {
+    let (layer, elsewhere) = (fresh(), fresh());
+    symlink("../../../..", layer.join("up"))?;
+    std::fs::write(layer.join("mine"), "")?;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for name in ["a", "b"] {
+            let (at, done) = (elsewhere.join(name), &done);
+            scope.spawn(move || {
+                let other = at.with_extension("other");
+                std::fs::create_dir(&at).unwrap();
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::fs::rename(&at, &other).unwrap();
+                    std::fs::rename(&other, &at).unwrap();
+                }
+            });
+        }
+        // Told to stop however this ends.
+        let seen = std::panic::catch_unwind(|| {
+            for _ in 0..20 {
+                let mut spec = sh("ls /t");
+                spec.mounts = vec![mount("/t", of(&[&layer], "/up"))];
+                assert_eq!(ok(&spec), "mine\nup\n");
+            }
+        });
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        seen.map_err(|_| Failed::from("a sandbox did not start while others renamed"))
+    })
 }
 
 fn a_directory_keeps_its_owners() -> Result<(), Failed> {

@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("users::file_capabilities_work_in_a_run_only", file_capabilities),
     ("users::powers_end_at_the_namespace", powers),
     ("users::a_file_system_that_cannot_translate", cannot_translate),
+    ("users::binds_that_cannot_translate", binds_that_cannot_translate),
     ("users::a_joined_network_is_not_its_own", joined),
     ("users::a_range_is_free_again_after_kill_9", freed),
 ];
@@ -197,6 +198,30 @@ fn cannot_translate() -> Result<(), Failed> {
     })();
     nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH)?;
     result
+}
+
+/// What the machine shows keeps a sandbox from no id of its own, and is the machine's as it is without us.
+fn binds_that_cannot_translate() -> Result<(), Failed> {
+    let mut spec = sh("cat /proc/self/uid_map; stat -c %u /hp/sys/kernel/core_pattern; \
+         (echo '|/x' > /hp/sys/kernel/core_pattern) 2>/dev/null && echo written; ls -d /machine/proc /machine/etc; \
+         grep -c ' /machine ' /proc/self/mountinfo");
+    let bind = |source: &str, target: &str| Mount {
+        target: target.into(),
+        kind: MountKind::Bind { source: source.into(), access: Access::ReadWrite, below: true },
+    };
+    spec.mounts = vec![bind("/proc", "/hp"), bind("/", "/machine")];
+    let launcher = own_launcher("binds", Ids::Own { claims: None });
+    let (mut output, write) = std::io::pipe()?;
+    let mut running = launcher.spawn(&spec, Stdio::output_to(write.into())?)?;
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut output, &mut text)?;
+    let warnings = running.warnings().join("\n");
+    assert!(running.wait()?.success(), "{text}");
+    let lines: Vec<_> = text.lines().collect();
+    assert!(!lines[0].trim_start().starts_with("0          0"), "{text}");
+    assert_eq!(lines[1..], ["65534", "/machine/etc", "/machine/proc", "1"], "{text}");
+    assert!(warnings.contains("everything in /proc belongs to nobody"), "{warnings}");
+    Ok(())
 }
 
 fn own_launcher(name: &str, ids: Ids) -> Launcher {

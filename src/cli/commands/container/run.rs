@@ -241,7 +241,7 @@ fn asked(args: &RunArgs) -> Result<Asked, CommandError> {
         "host" => NetworkMode::Host,
         other => {
             return usage(format!(
-                "--network {other:?}: write private, none or host; named networks are made by runs"
+                "--network {other:?}: write private, none or host; there are no named networks yet"
             ));
         }
     };
