@@ -98,6 +98,7 @@ pub enum RunNetwork {
     /// A loopback of its own
     None,
     /// Reaches out, and nothing of this machine
+    #[value(alias = "default")]
     Private,
     /// This machine's
     Host,
@@ -314,6 +315,8 @@ pub enum ImageVerb {
         /// The network of each RUN that names none
         #[arg(long, value_enum, default_value_t = RunNetwork::Private, value_name = "NETWORK")]
         network: RunNetwork,
+        #[command(flatten)]
+        flags: Box<crate::build_args::BuildFlags>,
         #[command(flatten)]
         limits: Box<crate::limit_args::LimitArgs>,
         #[command(flatten)]

@@ -1,6 +1,8 @@
 //! The `keelway` binary: re-executions of itself first, then arguments, then one command.
 
 mod args;
+mod build_args;
+mod cache_args;
 mod commands;
 mod container_args;
 mod doctor;
@@ -10,6 +12,7 @@ mod limit_args;
 mod machine;
 mod oci;
 mod outcome;
+mod output_args;
 mod render;
 mod secret_args;
 mod settings;

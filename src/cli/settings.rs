@@ -180,7 +180,7 @@ pub fn clock(machine: &Machine) -> Arc<dyn Clock> {
 }
 
 /// `created` of images that are built without a commit.
-fn build_time(source_date: Option<&str>) -> Result<Timestamp, CommandError> {
+pub fn build_time(source_date: Option<&str>) -> Result<Timestamp, CommandError> {
     let Some(text) = source_date else { return Ok(Timestamp(0)) };
     // Nine thousand years fit a date, and their milliseconds fit the number.
     match text.parse::<i64>() {
@@ -248,6 +248,7 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         proxy_env: machine.proxies.clone(),
         monitor: std::time::Duration::from_secs(2),
         max_parallel: None,
+        pull: false,
         build_time: build_time(machine.source_date.as_deref())?,
         clock: clock(machine),
     })

@@ -13,12 +13,12 @@ use crate::report::{NodeReport, RunReport, exit_of, overall_exit};
 use crate::sink::{self, Outlet, SinkFailure};
 use keelway_model::plan::PlanError;
 use keelway_model::{
-    Attempt, Bytes, Clock, CommitId, EventKind, EventSink, ExitCode, LogStream, Node, NodeId, Op, Outcome,
-    Output, Plan, RunEvent, RunId, SkipReason,
+    Attempt, Bytes, Clock, CommitId, Digest, EventKind, EventSink, ExitCode, LogStream, Node, NodeId, Op,
+    Outcome, Output, Plan, RunEvent, RunId, SkipReason,
 };
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -113,9 +113,19 @@ pub(crate) struct Shared {
     pub steps: Semaphore,
     /// Places for what waits for the world: pulls, pushes, deploys, and the lowering of builds.
     pub outside: Semaphore,
+    /// Keys of steps that this run has run: what it made itself is good enough for one that shall run anew.
+    made: Mutex<HashSet<Digest>>,
 }
 
 impl Shared {
+    /// Remembers a step that was run.
+    pub fn made(&self, key: &Digest) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(*key);
+    }
+    /// Whether a look-up may find what is recorded for this key.
+    pub fn may_find(&self, node: &Node, key: &Digest) -> bool {
+        !node.anew || self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
     /// Where a node's kind of work queues.
     pub fn lane(&self, op: &Op) -> &Semaphore {
         match op {
@@ -152,6 +162,7 @@ pub async fn run(
         work: Semaphore::new(places),
         steps: Semaphore::new(places),
         outside: Semaphore::new(places.max(8)),
+        made: Mutex::default(),
         options,
     });
     let dispatcher = Dispatcher {

@@ -5,7 +5,7 @@
 //! node has a place, and while it waits for an equal step elsewhere; not while it queues for a place. A node that says
 //! nothing has none: a stage runs until it ends or is stopped, a build's step until its stage's time is over.
 
-use crate::cache::{CacheError, Claim, StepCache};
+use crate::cache::{CacheError, Claim};
 use crate::cancel::{CancelReason, CancelSource, CancelToken};
 use crate::dispatcher::{Message, Shared};
 use crate::perform::{Ctx, Failure, Performed};
@@ -293,6 +293,10 @@ async fn try_work(task: &Task, ctx: &Ctx, armed: Armed) -> Result<Worked, Stop> 
                 if waited {
                     place = Some(take_place(task, ctx, &armed).await?);
                 }
+                if let Some(output) = recall(task, ctx, &key).await? {
+                    ctx.send(EventKind::CacheHit { name: name() }).await;
+                    return Ok(Worked::Done { output, result: None, cached: true });
+                }
                 ctx.send(EventKind::CacheMiss { name: name(), reason }).await;
                 recording = Some((key, claim));
             }
@@ -313,6 +317,17 @@ async fn try_work(task: &Task, ctx: &Ctx, armed: Armed) -> Result<Worked, Stop> 
             }
             Ok(Worked::Done { output, result, cached: false })
         }
+    }
+}
+
+/// What is kept elsewhere. It is asked for while the step is ours to run, so that equal steps ask once.
+async fn recall(task: &Task, ctx: &Ctx, key: &CacheKey) -> Result<Option<Output>, Stop> {
+    if task.node.anew {
+        return Ok(None);
+    }
+    tokio::select! {
+        output = task.shared.perform.recall(ctx, &task.node, key, &task.inputs) => Ok(output),
+        _ = ctx.cancel.cancelled() => Err(Stop::Cancelled),
     }
 }
 
@@ -354,9 +369,9 @@ async fn look_up(
     let mut pause = CLAIM_PAUSE.0;
     let mut waited = false;
     loop {
-        let (cache, wanted) = (Arc::clone(&task.shared.cache), key.clone());
+        let (shared, node, wanted) = (Arc::clone(&task.shared), Arc::clone(&task.node), key.clone());
         let base = base_of(&task.inputs);
-        match blocking(move || look_once(&*cache, &wanted, base.as_ref())).await?? {
+        match blocking(move || look_once(&shared, &node, &wanted, base.as_ref())).await?? {
             Found::Busy => {}
             found => return Ok((found, waited)),
         }
@@ -382,14 +397,24 @@ fn base_of(inputs: &[Output]) -> Option<Chain> {
     }
 }
 
-fn look_once(cache: &dyn StepCache, key: &CacheKey, base: Option<&Chain>) -> Result<Found, CacheError> {
-    if let Some(output) = cache.get(key)? {
+fn look_once(
+    shared: &Shared,
+    node: &Node,
+    key: &CacheKey,
+    base: Option<&Chain>,
+) -> Result<Found, CacheError> {
+    let cache = &*shared.cache;
+    let get = || if shared.may_find(node, &key.digest) { cache.get(key) } else { Ok(None) };
+    if let Some(output) = get()? {
         return Ok(Found::Hit(output, false));
     }
     let Some(claim) = cache.try_claim(&key.digest)? else { return Ok(Found::Busy) };
     // Whoever had the claim may have recorded the step between the look and the claim.
-    if let Some(output) = cache.get(key)? {
+    if let Some(output) = get()? {
         return Ok(Found::Hit(output, false));
+    }
+    if node.anew {
+        return Ok(Found::Miss(claim, MissReason::Asked));
     }
     if let Some(base) = base
         && let Some(output) = cache.again(key, base)?
@@ -405,10 +430,13 @@ fn look_once(cache: &dyn StepCache, key: &CacheKey, base: Option<&Chain>) -> Res
 /// Records a step's output, then lets others have the step. The step itself succeeded: a store that cannot record it
 /// costs a later build time, and is said, but fails nothing.
 async fn record(task: &Task, ctx: &Ctx, key: CacheKey, claim: Claim, output: Output) -> Result<(), Stop> {
-    let cache = Arc::clone(&task.shared.cache);
+    let shared = Arc::clone(&task.shared);
     let base = base_of(&task.inputs);
     let put = blocking(move || {
-        let put = cache.put(&key, base.as_ref(), &output);
+        let put = shared.cache.put(&key, base.as_ref(), &output);
+        if put.is_ok() {
+            shared.made(&key.digest);
+        }
         drop(claim);
         put
     })

@@ -13,6 +13,13 @@ pub trait Perform: Send + Sync + 'static {
     /// Called at most once a node, before [`Perform::perform`].
     async fn key(&self, ctx: &Ctx, node: &Node, inputs: &[Output]) -> Result<Option<CacheKey>, Failure>;
 
+    /// The output of a keyed node, where it is not in the cache here but kept elsewhere, asked once a node, before
+    /// [`Perform::perform`]. It is not recorded here: what is elsewhere is believed by who names the place, and by nobody
+    /// else. That it cannot be had is no failure.
+    async fn recall(&self, _: &Ctx, _: &Node, _: &CacheKey, _: &[Output]) -> Option<Output> {
+        None
+    }
+
     /// Does it. Must listen to `ctx.cancel`: end in good order soon after it is cancelled, at once when it is
     /// killed; otherwise its future is dropped. Blocking work belongs on `spawn_blocking`.
     async fn perform(&self, ctx: Ctx, node: &Node, inputs: Vec<Output>) -> Result<Performed, Failure>;

@@ -29,6 +29,7 @@ pub fn assemble(
         Some(base) => manifest(store, base)?.layers,
         None => Vec::new(),
     };
+    let base_layers = layers.len();
     let mut config = (*op.config).clone();
     let mut diff_ids = config.rootfs.diff_ids.clone();
     let steps = op.history.iter().filter(|h| !h.empty_layer).count();
@@ -64,10 +65,14 @@ pub fn assemble(
         annotations: BTreeMap::new(),
         extra: Extra::new(),
     };
-    Ok(ImageOutput { manifest: put(store, media::MANIFEST, &manifest)?, chain: chain.clone() })
+    Ok(ImageOutput { manifest: put(store, media::MANIFEST, &manifest)?, chain: chain.clone(), base_layers })
 }
 
-fn put(store: &Store, media_type: &str, document: &impl serde::Serialize) -> Result<Descriptor, StepError> {
+pub(crate) fn put(
+    store: &Store,
+    media_type: &str,
+    document: &impl serde::Serialize,
+) -> Result<Descriptor, StepError> {
     let bytes = serde_json::to_vec(document)
         .map_err(|e| StepError::Refused(format!("cannot write {media_type}: {e}")))?;
     let digest = store.put_blob(&bytes)?;

@@ -2,7 +2,7 @@
 
 use crate::error::StepError;
 use keelway_model::plan::{BaseOp, Chain};
-use keelway_model::{CacheKey, Digest, Hasher, oci};
+use keelway_model::{CacheKey, Digest, Hasher, SnapshotId, oci};
 use keelway_store::{Store, Upper};
 
 /// Largest manifest or config that is read.
@@ -63,11 +63,24 @@ pub fn chain_key(diff_ids: &[Digest]) -> Digest {
 /// one that wrote nothing: the image gets an empty layer then, as with BuildKit.
 pub fn extend(below: &Chain, upper: Upper, key: &CacheKey) -> Result<Chain, StepError> {
     let snapshot = upper.freeze()?;
-    let mut snapshots = below.snapshots.clone();
-    snapshots.push(snapshot);
     let mut h = Hasher::new();
     h.field(b"keelway step chain").field(key.digest.as_bytes());
-    Ok(Chain { snapshots, key: h.finish() })
+    Ok(on_top(below, snapshot, h.finish()))
+}
+
+/// The same for a step that was run anew on purpose: its key has a result already, and what stands on this one must not
+/// be found by that.
+pub fn extend_anew(below: &Chain, upper: Upper, key: &CacheKey) -> Result<Chain, StepError> {
+    let snapshot = upper.freeze()?;
+    let mut h = Hasher::new();
+    h.field(b"keelway anew chain").field(key.digest.as_bytes()).field(snapshot.as_str().as_bytes());
+    Ok(on_top(below, snapshot, h.finish()))
+}
+
+fn on_top(below: &Chain, snapshot: SnapshotId, key: Digest) -> Chain {
+    let mut snapshots = below.snapshots.clone();
+    snapshots.push(snapshot);
+    Chain { snapshots, key }
 }
 
 /// Puts what was made on its own on top of a chain: `COPY --link`.

@@ -11,7 +11,7 @@ use keelway_dockerfile::{
     expand, parse_trigger,
 };
 use keelway_model::oci::{Descriptor, ImageConfig};
-use keelway_model::plan::{Grant, Network};
+use keelway_model::plan::{Anew, Grant, Network};
 use keelway_model::{Diagnostic, Diagnostics, ImageRef, Limits, Plan, Platform, SourceText, Span, Tree};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,6 +47,28 @@ pub struct BuildOptions {
     pub allow: BTreeSet<Grant>,
     /// `--build-context`: what names mean that the command line gives, in lower case.
     pub contexts: BTreeMap<String, NamedContext>,
+    /// `--label`: beside those of the Dockerfile, which they replace.
+    pub labels: BTreeMap<String, String>,
+    /// Which steps run whatever is in the cache.
+    pub anew: Anew,
+}
+
+impl BuildOptions {
+    /// Nothing asked for.
+    pub fn new(platform: Platform) -> Self {
+        Self {
+            args: BTreeMap::new(),
+            target: None,
+            platform,
+            limits: Limits::default(),
+            proxy: Vec::new(),
+            network: Network::default(),
+            allow: BTreeSet::new(),
+            contexts: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            anew: Anew::default(),
+        }
+    }
 }
 
 /// What a name of `--build-context` means.
@@ -124,6 +146,8 @@ pub struct Build {
     options: BuildOptions,
     globals: Globals,
     target: usize,
+    /// The stages whose steps run whatever is in the cache; `None` is all of them.
+    anew: Option<BTreeSet<usize>>,
     warnings: Diagnostics,
 }
 
@@ -132,13 +156,20 @@ impl Build {
     /// not supported yet is refused here, by line and name, and (for triggers of bases) in [`Build::bases`].
     pub fn new(dockerfile: Dockerfile, options: BuildOptions) -> Result<Self, Diagnostics> {
         let mut found = Diagnostics::of(dockerfile.source.clone());
-        let target = target(&dockerfile, options.target.as_deref()).map_err(|d| one(&dockerfile, *d))?;
+        let last = dockerfile.stages.len().saturating_sub(1);
+        let named = |name: &str| stage_called(&dockerfile, name).map_err(|d| one(&dockerfile, *d));
+        let target = options.target.as_deref().map_or(Ok(last), named)?;
+        let anew = match &options.anew {
+            Anew::Everything => None,
+            Anew::Nothing => Some(BTreeSet::new()),
+            Anew::Stages(names) => Some(names.iter().map(|n| named(n)).collect::<Result<_, _>>()?),
+        };
         let globals = Globals::new(&dockerfile, &options, target, &mut found);
         if found.has_errors() {
             return Err(found);
         }
         found.items.splice(0..0, dockerfile.warnings.items.iter().cloned());
-        let build = Self { dockerfile, options, globals, target, warnings: found };
+        let build = Self { dockerfile, options, globals, target, anew, warnings: found };
         let reached = build.walk(&Bases::new())?;
         let mut build = build;
         build.warn(&reached);
@@ -514,10 +545,9 @@ fn one(file: &Dockerfile, d: Diagnostic) -> Diagnostics {
     out
 }
 
-/// The stage that `--target` names, by name or index.
-fn target(file: &Dockerfile, target: Option<&str>) -> Result<usize, Box<Diagnostic>> {
+/// The stage that `--target` or `--no-cache-filter` names, by name or index.
+fn stage_called(file: &Dockerfile, wanted: &str) -> Result<usize, Box<Diagnostic>> {
     let last = file.stages.len().saturating_sub(1);
-    let Some(wanted) = target else { return Ok(last) };
     let name = wanted.to_lowercase();
     let by_name = file.stages.iter().rposition(|s| s.name.as_ref().is_some_and(|n| n.text == name));
     if let Some(found) = by_name.or_else(|| wanted.parse().ok().filter(|n| *n <= last)) {

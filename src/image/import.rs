@@ -13,6 +13,8 @@ use keelway_store::{CommitError, Store, StoreError, UnpackError};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+/// The name of an image in a layout.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Largest index, manifest or config.
 const MAX_JSON: u64 = 4 << 20;
 /// Largest layer.
@@ -103,12 +105,7 @@ pub fn take(
     select: Option<&str>,
     platform: &Platform,
 ) -> Result<PinnedBase, ImportError> {
-    let root = Root::open(dir).map_err(|source| ImportError::Read {
-        what: "the folder".to_owned(),
-        dir: dir.to_owned(),
-        source,
-    })?;
-    let layout = Layout { root, dir, store };
+    let layout = Layout::open(store, dir)?;
     let index = layout.index(&layout.read("index.json", MAX_JSON)?, None)?;
     let candidates: Vec<Descriptor> = match select {
         None => index.manifests,
@@ -116,8 +113,7 @@ pub fn take(
             .manifests
             .into_iter()
             .filter(|m| {
-                m.digest.to_string() == wanted
-                    || m.annotations.get("org.opencontainers.image.ref.name").is_some_and(|n| n == wanted)
+                m.digest.to_string() == wanted || m.annotations.get(REF_NAME).is_some_and(|n| n == wanted)
             })
             .collect(),
     };
@@ -155,13 +151,48 @@ pub fn take(
     Ok(PinnedBase { descriptor: manifest, config })
 }
 
+/// The manifest with this tag in the layout at `dir`, whatever it is of, and its config's bytes; `None` where there is no
+/// such layout or tag. No blob but the manifest and the config enters the store.
+pub fn artifact(
+    store: &Store,
+    dir: &Path,
+    tag: &str,
+    max_config: u64,
+) -> Result<Option<(Manifest, Vec<u8>)>, ImportError> {
+    let layout = match Layout::open(store, dir) {
+        Err(ImportError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let index = match layout.read("index.json", MAX_JSON) {
+        Err(ImportError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => layout.index(&read?, None)?,
+    };
+    let named = |m: &&Descriptor| m.annotations.get(REF_NAME).is_some_and(|n| n == tag);
+    let Some(found) = index.manifests.iter().find(named) else { return Ok(None) };
+    layout.blob(found, MAX_JSON)?;
+    let manifest = layout.manifest(found)?;
+    layout.blob(&manifest.config, max_config)?;
+    let config = store.read_blob(&manifest.config.digest, max_config)?;
+    Ok(Some((manifest, config)))
+}
+
+/// A blob of the layout at `dir` into the store, checked.
+pub fn blob(store: &Store, dir: &Path, blob: &Descriptor) -> Result<(), ImportError> {
+    Layout::open(store, dir)?.blob(blob, MAX_LAYER)
+}
+
 struct Layout<'a> {
     root: Root,
     dir: &'a Path,
     store: &'a Store,
 }
 
-impl Layout<'_> {
+impl<'a> Layout<'a> {
+    fn open(store: &'a Store, dir: &'a Path) -> Result<Self, ImportError> {
+        let failed =
+            |source| ImportError::Read { what: "the folder".to_owned(), dir: dir.to_owned(), source };
+        Ok(Self { root: Root::open(dir).map_err(failed)?, dir, store })
+    }
     fn wrong(&self, why: String) -> ImportError {
         ImportError::Layout { dir: self.dir.to_owned(), why }
     }

@@ -10,9 +10,12 @@
 pub mod assemble;
 pub mod base;
 pub mod build;
+pub mod cache;
 pub mod copy;
 mod error;
+pub mod export;
 pub mod fetch;
+mod form;
 pub mod fuzz;
 pub mod git;
 pub mod import;
@@ -29,8 +32,9 @@ pub mod user;
 mod writer;
 
 pub use assemble::{assemble, prepare_layer};
-pub use base::{extend, link};
+pub use base::{extend, extend_anew, link};
 pub use build::{Asked, Bases, Build, BuildOptions, NamedContext, PinnedBase, refused};
 pub use error::{Blame, StepError};
+pub use form::{Form, in_form};
 pub use key::{KeyContext, key};
 pub use user::User;

@@ -295,16 +295,7 @@ fn images_are_the_same_everywhere() {
 fn build(rig: &Rig, text: &str, tree: &MemTree, ignore: &str) -> (Vec<CacheKey>, ImageOutput) {
     let file = keelway_dockerfile::parse(&SourceText::new("Dockerfile", text)).unwrap();
     let platform: Platform = "linux/amd64".parse().unwrap();
-    let options = BuildOptions {
-        args: Default::default(),
-        target: None,
-        platform,
-        limits: Limits::default(),
-        proxy: Vec::new(),
-        network: keelway_model::plan::Network::Private,
-        allow: Default::default(),
-        contexts: Default::default(),
-    };
+    let options = BuildOptions::new(platform);
     let plan = Build::new(file, options).unwrap().lower(&Bases::new()).unwrap();
     let ignore = Ignore::parse(ignore.as_bytes()).unwrap();
     let cx = KeyContext { store: &rig.store, context: tree, ignore: &ignore };

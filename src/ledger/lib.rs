@@ -30,7 +30,7 @@ pub use branch::{BranchRecord, QueuedCommit};
 pub use error::LedgerError;
 pub use logs::{LogLine, LogLines};
 pub use open::Ledger;
-pub use runs::{AttemptHandle, AttemptState, FencingToken, Interrupted, NewRun};
+pub use runs::{AttemptHandle, AttemptState, FencingToken, Interrupted, NewRun, new_run_id};
 pub use show::{
     AttemptDetail, AttemptRecord, Filter, NodeRecord, NodeState, RecordedEvents, RunDetail, RunSummary,
 };

@@ -334,7 +334,7 @@ pub(crate) fn no_run(run: &str) -> LedgerError {
 }
 
 /// `20261123-143509-3fa2c1`: sorts by time, and two ledgers of a machine never share one.
-fn new_run_id(now: Timestamp) -> Result<RunId, Refusal> {
+pub fn new_run_id(now: Timestamp) -> Result<RunId, LedgerError> {
     let mut random = [0u8; 3];
     getrandom::fill(&mut random).map_err(|e| LedgerError::Io {
         path: "/dev/urandom".into(),

@@ -93,6 +93,8 @@ pub enum MissReason {
     Changed(Vec<KeyPart>),
     /// The key is known, its result is gone from the store.
     Collected,
+    /// Whoever started the run wants it run.
+    Asked,
 }
 
 impl fmt::Display for MissReason {
@@ -104,6 +106,7 @@ impl fmt::Display for MissReason {
                 write!(f, "{} changed", names.join(", "))
             }
             Self::Collected => f.write_str("its result is no longer in the store"),
+            Self::Asked => f.write_str("asked for anew"),
         }
     }
 }

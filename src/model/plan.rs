@@ -44,6 +44,9 @@ pub struct Node {
     /// Why it does not run, decided when planning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip: Option<crate::event::SkipReason>,
+    /// It runs whatever earlier runs have left in the cache.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anew: bool,
 }
 
 /// Why a plan is not valid: always a bug of the planner.
@@ -75,7 +78,7 @@ impl Plan {
     /// Appends a node and returns its id.
     pub fn add(&mut self, name: impl Into<String>, needs: Vec<NodeId>, op: Op) -> NodeId {
         let id = NodeId(u32::try_from(self.nodes.len()).expect("a plan has fewer than 2^32 nodes"));
-        self.nodes.push(Node { id, name: name.into(), needs, op, timeout: None, skip: None });
+        self.nodes.push(Node { id, name: name.into(), needs, op, timeout: None, skip: None, anew: false });
         id
     }
     /// A node by id.
@@ -159,6 +162,31 @@ pub struct BuildOp {
     /// The name of the runtime that isolates each RUN instead of our own sandbox; the machine says what it means.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+    /// Labels of the image beside those of its Dockerfile, which they replace.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Which steps run whatever is in the cache.
+    #[serde(default, skip_serializing_if = "Anew::is_nothing")]
+    pub anew: Anew,
+}
+
+/// Which steps of a build run whatever earlier builds have left in the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Anew {
+    /// None.
+    #[default]
+    Nothing,
+    /// All.
+    Everything,
+    /// Those of these stages, by name or number.
+    Stages(Vec<String>),
+}
+
+impl Anew {
+    const fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
 }
 
 /// Where a stage's image comes from.
@@ -502,6 +530,9 @@ pub struct ImageOutput {
     pub manifest: Descriptor,
     /// Its root file system.
     pub chain: Chain,
+    /// How many of its layers, the lowest, are its base's.
+    #[serde(default)]
+    pub base_layers: usize,
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::codes;
 use crate::definition::{Definition, Kind, Stage, StageImage};
 use crate::hints;
 use crate::trigger::{Selection, Trigger, branch_mismatch, words};
-use keelway_model::plan::{BuildOp, DeployOp, ImageSource, PushOp, StepsOp};
+use keelway_model::plan::{Anew, BuildOp, DeployOp, ImageSource, PushOp, StepsOp};
 use keelway_model::{Diagnostic, Diagnostics, NodeId, Op, Plan, Platform, SkipReason, SourceText, Span};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -77,6 +77,8 @@ fn op(definition: &Definition, stage: &Stage, image: Option<NodeId>) -> Option<O
             limits: b.limits.clone(),
             network: b.network,
             runtime: b.runtime.clone(),
+            labels: BTreeMap::new(),
+            anew: Anew::Nothing,
         }),
         Kind::Steps(s) => Op::Steps(StepsOp {
             stage: stage.name.clone(),

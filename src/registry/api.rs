@@ -11,6 +11,8 @@ use serde::Deserialize;
 use std::future::Future;
 use std::time::Duration;
 
+/// How long a registry may be silent on a question, which it answers out of what it knows: it is asked four times.
+const QUESTION: Duration = Duration::from_secs(20);
 /// How much of an error's body is read, in bytes.
 const MAX_SAID: u64 = 64 << 10;
 
@@ -135,7 +137,8 @@ impl<'a> Session<'a> {
         name: &'static str,
         make: impl Fn() -> Result<Request, Problem>,
     ) -> Result<Response, Problem> {
-        self.client.retrying(self.repository.registry(), name, || self.send(&make)).await
+        let ask = || Ok(make()?.silence(QUESTION));
+        self.client.retrying(self.repository.registry(), name, || self.send(&ask)).await
     }
 
     /// The reason behind an answer that is none of those expected.

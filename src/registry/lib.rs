@@ -12,6 +12,7 @@
 //! This crate reads no environment and no file of its own choosing: docker's config arrives as text.
 
 mod api;
+mod artifact;
 mod auth;
 mod check;
 mod client;

@@ -40,10 +40,10 @@ pub struct Resolved {
 }
 
 /// A document and what it was read from.
-struct Read {
+pub(crate) struct Read {
     descriptor: Descriptor,
     bytes: Vec<u8>,
-    document: Document,
+    pub(crate) document: Document,
 }
 
 impl Client {
@@ -198,7 +198,7 @@ impl Session<'_> {
     }
 
     /// GET of a manifest or index, checked, and into the store where there is one.
-    async fn document(
+    pub(crate) async fn document(
         &self,
         store: Option<&Store>,
         rest: &str,
@@ -242,7 +242,7 @@ impl Session<'_> {
     }
 
     /// A blob into memory, at most as large as its descriptor says.
-    async fn small_blob(&self, rest: &str, d: &Descriptor) -> Result<Vec<u8>, Problem> {
+    pub(crate) async fn small_blob(&self, rest: &str, d: &Descriptor) -> Result<Vec<u8>, Problem> {
         let name = "GET config";
         let mut attempt = 1;
         let bytes = loop {
@@ -270,7 +270,12 @@ impl Session<'_> {
         Ok(bytes.to_vec())
     }
 
-    async fn layer(&self, store: &Store, d: &Descriptor, progress: &ProgressFn) -> Result<(), Problem> {
+    pub(crate) async fn layer(
+        &self,
+        store: &Store,
+        d: &Descriptor,
+        progress: &ProgressFn,
+    ) -> Result<(), Problem> {
         let mut sink = Sink::open(store).await?;
         let mut done = 0;
         let mut fruitless = 0;

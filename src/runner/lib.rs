@@ -17,6 +17,7 @@ mod perform;
 mod pin;
 mod push;
 pub mod record;
+mod remote;
 mod room;
 pub mod run;
 pub mod settings;
@@ -26,6 +27,7 @@ mod subtree;
 pub mod watch;
 
 pub use perform::{Performer, Subject, Workspace};
+pub use remote::{CachePlace, CacheTo, Caches};
 pub use settings::Settings;
 
 use keelway_engine::Failure;

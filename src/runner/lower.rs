@@ -122,6 +122,8 @@ pub fn open_text(
         network: op.network,
         allow: settings.allow.clone(),
         contexts: contexts::named(&settings.contexts),
+        labels: op.labels.clone(),
+        anew: op.anew.clone(),
     };
     let build = Build::new(parsed, options).map_err(OpenError::Definition)?;
     Ok(Opened { context, ignore, build })
@@ -209,6 +211,7 @@ fn checked(
 /// Pins every base, as `pin` says, and lowers the build.
 pub(crate) async fn lower<F: Future<Output = Result<PinnedBase, Failure>>>(
     opened: &Opened,
+    pull: bool,
     pin: impl Fn(ImageRef) -> F,
 ) -> Result<Plan, Failure> {
     let definition = |d: Diagnostics| Failure::new(ExitCode::Usage, d.to_string());
@@ -220,7 +223,7 @@ pub(crate) async fn lower<F: Future<Output = Result<PinnedBase, Failure>>>(
         }
         for name in missing {
             let place = opened.build.place_of(&name);
-            let base = pin(name.clone()).await.map_err(|e| unknown_image(&e, &name, place))?;
+            let base = pin(name.clone()).await.map_err(|e| unknown_image(&e, &name, place, pull))?;
             pinned.insert(name, base);
         }
     }
@@ -228,13 +231,17 @@ pub(crate) async fn lower<F: Future<Output = Result<PinnedBase, Failure>>>(
 }
 
 /// Why an image could not be had, with where it is asked for and what else may bring it here.
-pub(crate) fn unknown_image(e: &Failure, name: &ImageRef, place: Option<Asked>) -> Failure {
+pub(crate) fn unknown_image(e: &Failure, name: &ImageRef, place: Option<Asked>, pull: bool) -> Failure {
     if e.exit != ExitCode::Outside {
         return e.clone();
     }
     let at = place.as_ref().map(|p| format!("{}: {}: ", p.place, p.text)).unwrap_or_default();
     let near = place.and_then(|p| p.near);
     let meant = near.map(|n| format!("; did you mean the stage {n:?}?")).unwrap_or_default();
+    if pull {
+        let what = "what this machine's store has was not looked at, because of --pull";
+        return Failure::new(e.exit, format!("{at}{}{meant}; {what}", e.message));
+    }
     Failure::new(
         e.exit,
         format!(

@@ -2,6 +2,7 @@
 
 use crate::contexts::BuildContext;
 use crate::pin::Pins;
+use crate::remote::{Caches, Remote};
 use crate::settings::Settings;
 use crate::{blocking, deploy, exec, fetch, git, lower, mounts, push, room, steps};
 use async_trait::async_trait;
@@ -88,6 +89,8 @@ struct OpenBuild {
     layers: HashSet<NodeId>,
     /// What isolates its steps, where that is not our own sandbox.
     runtime: Option<PathBuf>,
+    /// For which platform it is.
+    platform: Platform,
 }
 
 /// The nodes that the result of a build stands on, from top to base.
@@ -108,6 +111,8 @@ pub struct Performer {
     pub(crate) rules: BTreeMap<String, RegistryRule>,
     /// Dockerfile text that is not in the context: `keelway image build -f`.
     pub(crate) dockerfile: Option<keelway_model::SourceText>,
+    /// Caches of other machines.
+    pub(crate) remote: Remote,
     /// What references mean in this run.
     pins: Pins,
     /// What references of repositories mean in this run.
@@ -120,7 +125,7 @@ pub struct Performer {
     layers: Mutex<HashMap<SnapshotId, JoinHandle<Result<Layer, StepError>>>>,
 }
 
-fn locked<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn locked<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // Each change is one insertion or removal, so a panic elsewhere leaves nothing half done.
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -156,6 +161,7 @@ impl Performer {
         subject: Subject,
     ) -> Result<Self, Failure> {
         let registry = settings.registry_client(&rules)?;
+        let pull = settings.pull;
         Ok(Self {
             settings,
             workspace,
@@ -163,7 +169,8 @@ impl Performer {
             subject,
             rules,
             dockerfile: None,
-            pins: Pins::default(),
+            remote: Remote::new(Caches::default()),
+            pins: Pins::new(pull),
             repositories: git::Repositories::default(),
             builds: Mutex::default(),
             keys: Mutex::default(),
@@ -175,6 +182,13 @@ impl Performer {
     #[must_use]
     pub fn with_dockerfile(mut self, text: Option<keelway_model::SourceText>) -> Self {
         self.dockerfile = text;
+        self
+    }
+
+    /// The same with caches of other machines.
+    #[must_use]
+    pub fn with_caches(mut self, caches: Caches) -> Self {
+        self.remote = Remote::new(caches);
         self
     }
 
@@ -215,16 +229,23 @@ impl Performer {
                 self.pins.pin(ctx, self.store(), &telling(&self.registry, ctx), &name, &op.platform).await
             }
         };
-        let plan = lower::lower(&opened, pin).await?;
+        let plan = lower::lower(&opened, self.settings.pull, pin).await?;
         if plan.nodes.iter().any(|n| matches!(&n.op, Op::Exec(e) if e.network == Network::Host)) {
             ctx.notice("a RUN of this build shares this machine's network, and reaches its loopback").await;
         }
+        self.remote.open(&ctx, self.store(), &self.registry).await;
         let layers = chain_nodes(&plan);
         let runtime = self.settings.runtime(&op.context, op.runtime.as_deref())?;
         if runtime.is_some() {
             mounts::check_runtime(&plan)?;
         }
-        let open = OpenBuild { context: opened.context, ignore: Arc::new(opened.ignore), layers, runtime };
+        let open = OpenBuild {
+            context: opened.context,
+            ignore: Arc::new(opened.ignore),
+            layers,
+            runtime,
+            platform: op.platform.clone(),
+        };
         locked(&self.builds).insert(ctx.path.clone(), Arc::new(open));
         Ok(Performed::SubPlan(plan))
     }
@@ -277,7 +298,7 @@ impl Performer {
         let found = async {
             let registry = telling(&self.registry, ctx);
             let pinned = self.pins.pin(ctx, self.store(), &registry, name, &Platform::host()).await;
-            let pinned = pinned.map_err(|e| lower::unknown_image(&e, name, None))?;
+            let pinned = pinned.map_err(|e| lower::unknown_image(&e, name, None, self.settings.pull))?;
             let (manifest, config) = (Some(pinned.descriptor), Box::new(pinned.config));
             let op = BaseOp { reference: Some(name.clone()), manifest, config };
             Ok((self.base(ctx, &op).await?, *op.config))
@@ -353,9 +374,8 @@ impl Performer {
         upper: keelway_store::Upper,
     ) -> Result<Chain, Failure> {
         let key = self.key_taken(ctx)?;
-        let chain =
-            blocking(move || keelway_image::extend(&below, upper, &key).map_err(|e| step_failure(&e)))
-                .await?;
+        let extend = if node.anew { keelway_image::extend_anew } else { keelway_image::extend };
+        let chain = blocking(move || extend(&below, upper, &key).map_err(|e| step_failure(&e))).await?;
         if self.build_of(ctx)?.layers.contains(&node.id) {
             self.begin_layer(&chain);
         }
@@ -445,15 +465,28 @@ impl Perform for Performer {
         let named = if let Op::Copy(op) = &node.op { op.context.as_deref() } else { None };
         let ((context, ignore), store) = (self.files_of(ctx, named)?, self.store().clone());
         let (op, inputs) = (node.op.clone(), inputs.to_vec());
+        let in_image = self.build_of(ctx)?.layers.contains(&node.id);
         let key = blocking(move || {
             let cx = KeyContext { store: &store, context: &*context, ignore: &ignore };
             keelway_image::key(&op, &inputs, &cx).map_err(|e| step_failure(&e))
         })
         .await?;
         if let Some(key) = &key {
+            if matches!(node.op, Op::Exec(_) | Op::Copy(_) | Op::Mkdir(_)) {
+                self.remote.note(&ctx.path, key, in_image);
+            }
             locked(&self.keys).insert(ctx.path.clone(), key.clone());
         }
         Ok(key)
+    }
+
+    async fn recall(&self, ctx: &Ctx, node: &Node, key: &CacheKey, inputs: &[Output]) -> Option<Output> {
+        let open = self.build_of(ctx).ok()?;
+        let found = self.recalled(ctx, node, key, inputs, &open.platform).await;
+        if found.is_some() {
+            locked(&self.keys).remove(&ctx.path);
+        }
+        found
     }
 
     async fn perform(&self, ctx: Ctx, node: &Node, inputs: Vec<Output>) -> Result<Performed, Failure> {

@@ -21,10 +21,18 @@ const ASK: Duration = Duration::from_secs(10);
 type Cell = Arc<OnceCell<PinnedBase>>;
 
 /// The answers of one run.
-#[derive(Default)]
-pub(crate) struct Pins(Mutex<HashMap<(ImageRef, Platform), Cell>>);
+pub(crate) struct Pins {
+    /// Whether only the registry's answer counts.
+    pull: bool,
+    cells: Mutex<HashMap<(ImageRef, Platform), Cell>>,
+}
 
 impl Pins {
+    /// Nothing was asked yet. With `pull` a registry must answer, whatever the store has.
+    pub fn new(pull: bool) -> Self {
+        Self { pull, cells: Mutex::default() }
+    }
+
     /// What `name` means for a platform. Its manifest and config are in the store then, not always its layers.
     pub async fn pin(
         &self,
@@ -36,10 +44,10 @@ impl Pins {
     ) -> Result<PinnedBase, Failure> {
         let cell = {
             // Each change is one insertion, so a panic elsewhere leaves nothing half done.
-            let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(cells.entry((name.clone(), platform.clone())).or_default())
         };
-        cell.get_or_try_init(|| ask(ctx, store, registry, name, platform)).await.cloned()
+        cell.get_or_try_init(|| ask(ctx, store, registry, name, platform, self.pull)).await.cloned()
     }
 }
 
@@ -49,8 +57,9 @@ async fn ask(
     registry: &keelway_registry::Client,
     name: &ImageRef,
     platform: &Platform,
+    pull: bool,
 ) -> Result<PinnedBase, Failure> {
-    let known = known(store, name, platform).await?;
+    let known = known(store, name, platform).await?.filter(|_| !pull || name.digest.is_some());
     let from_store = |base: &PinnedBase| format!("{name}@{} (from the store", base.descriptor.digest);
     match known {
         // A digest never means anything else.

@@ -1,6 +1,7 @@
 //! One run: definition, plan, record, engine.
 
 use crate::perform::{Performer, Subject, Workspace};
+use crate::remote::Caches;
 use crate::settings::Settings;
 use crate::source::Pinned;
 use crate::{RunnerError, blocking, lower};
@@ -8,7 +9,7 @@ use keelway_engine::{CancelToken, Failure, Options, Perform, RunReport, StepCach
 use keelway_ledger::{AttemptHandle, Ledger, NewRun};
 use keelway_model::plan::BuildOp;
 use keelway_model::{
-    Diagnostics, EventSink, Node, NodeId, Op, Outcome, Output, Plan, RunId, SourceText, Tree,
+    Diagnostics, EventSink, ExitCode, NodeId, Op, Outcome, Output, Plan, RunId, SourceText, Tree,
 };
 use keelway_pipeline::{Definition, Event, Selection, Trigger};
 use std::collections::BTreeMap;
@@ -221,6 +222,16 @@ pub struct SingleBuild {
     pub op: BuildOp,
     /// A Dockerfile that is not in the context.
     pub dockerfile: Option<SourceText>,
+    /// Caches of other machines.
+    pub caches: Caches,
+}
+
+/// What a single build came to.
+pub struct Built {
+    /// How it went.
+    pub report: RunReport,
+    /// Of each cache that was to be written: a line for people, or why it was not. None where the build failed.
+    pub caches: Vec<Result<String, Failure>>,
 }
 
 /// Builds one image: the same code as a stage of a pipeline, recorded nowhere.
@@ -233,7 +244,7 @@ pub async fn build_image(
     single: SingleBuild,
     show: Box<dyn EventSink>,
     cancel: CancelToken,
-) -> Result<RunReport, RunnerError> {
+) -> Result<Built, RunnerError> {
     let (tree, op, text, given) =
         (Arc::clone(&single.tree), single.op.clone(), single.dockerfile.clone(), settings.clone());
     // Opened once before anything is shown, so that a broken file is reported as one.
@@ -252,13 +263,15 @@ pub async fn build_image(
     let subject = Subject { tree: single.tree, commit: None, branch: None, created: settings.build_time };
     let performer = Arc::new(
         Performer::new(settings.clone(), workspace.clone(), BTreeMap::new(), subject)?
-            .with_dockerfile(single.dockerfile),
+            .with_dockerfile(single.dockerfile)
+            .with_caches(single.caches),
     );
+    let platform = single.op.platform.clone();
     let name = single.op.target.clone().unwrap_or_else(|| "image".into());
-    let node =
-        Node { id: NodeId(0), name, needs: Vec::new(), op: Op::Build(single.op), timeout: None, skip: None };
-    let plan = Plan { nodes: vec![node], result: Some(NodeId(0)) };
-    let run: RunId = "build".parse().map_err(|_| Failure::bug("`build` is no run id"))?;
+    let mut plan = Plan::default();
+    plan.result = Some(plan.add(name, Vec::new(), Op::Build(single.op)));
+    // No ledger has it; it names the events of this build and no other's.
+    let run = keelway_ledger::new_run_id(settings.clock.now()).map_err(RunnerError::outside)?;
     let mut options = Options::new(run, Arc::clone(&settings.clock));
     if let Some(most) = settings.max_parallel {
         options.max_parallel = most;
@@ -269,7 +282,15 @@ pub async fn build_image(
         keelway_engine::run(plan, Arc::clone(&performer) as Arc<dyn Perform>, cache, show, options, cancel)
             .await;
     performer.settle(&stopped).await;
-    Ok(report.map_err(|e| Failure::new(e.exit(), e.to_string()))?)
+    let report = report.map_err(|e| Failure::new(e.exit(), e.to_string()))?;
+    let caches = match report.exit {
+        ExitCode::Done => tokio::select! {
+            said = performer.write_caches(&report, &platform) => said,
+            _ = stopped.cancelled() => vec![Err(Failure::new(ExitCode::Cancelled, "cancelled"))],
+        },
+        _ => Vec::new(),
+    };
+    Ok(Built { report, caches })
 }
 
 /// The image that a finished build made.

@@ -59,6 +59,8 @@ pub struct Settings {
     pub monitor: Duration,
     /// Build steps and step stages at one time; `None` is one a core, at least eight.
     pub max_parallel: Option<usize>,
+    /// `--pull`: what a name means is asked of its registry, and what the store has does not count.
+    pub pull: bool,
     /// `created` of images that are built without a commit: SOURCE_DATE_EPOCH, else 1970.
     pub build_time: Timestamp,
     /// Where dates come from.

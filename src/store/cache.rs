@@ -73,7 +73,9 @@ impl Store {
         match output {
             Output::Nothing | Output::Pushed(_) => true,
             Output::Chain(c) => chain(c),
-            Output::Image(ImageOutput { manifest, chain: c }) => chain(c) && self.has_image(&manifest.digest),
+            Output::Image(ImageOutput { manifest, chain: c, .. }) => {
+                chain(c) && self.has_image(&manifest.digest)
+            }
         }
     }
 

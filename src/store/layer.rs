@@ -4,11 +4,16 @@
 //! compresses it on the way into a blob, [`parse`] reads a foreign tar without believing it, [`unpack`]
 //! makes a snapshot of it.
 
+mod archive;
 mod header;
 pub(crate) mod parse;
 mod pipe;
 mod unpack;
 mod write;
+mod zstd;
+
+pub use archive::TarWriter;
+pub use zstd::Frames;
 
 use crate::blob::CommitError;
 use crate::claim::{Claim, ClaimError};
@@ -30,14 +35,20 @@ pub enum Compression {
     None,
     /// gzip, in members of 1 MiB, so that its bytes do not depend on the number of cores.
     Gzip,
+    /// zstd, in frames of 1 MiB.
+    Zstd,
 }
 
 impl Compression {
+    /// All of them.
+    const ALL: [Self; 3] = [Self::None, Self::Gzip, Self::Zstd];
+
     /// The form that a media type says.
     pub fn of_media_type(media_type: &str) -> Result<Self, UnpackError> {
         match media_type {
             media::LAYER | media::DOCKER_LAYER => Ok(Self::None),
             media::LAYER_GZIP | media::DOCKER_LAYER_GZIP => Ok(Self::Gzip),
+            media::LAYER_ZSTD | media::DOCKER_LAYER_ZSTD => Ok(Self::Zstd),
             other => Err(UnpackError::MediaType { media_type: other.chars().take(200).collect() }),
         }
     }
@@ -46,12 +57,22 @@ impl Compression {
         match self {
             Self::None => media::LAYER,
             Self::Gzip => media::LAYER_GZIP,
+            Self::Zstd => media::LAYER_ZSTD,
+        }
+    }
+    /// Docker's name for it.
+    pub const fn docker_media_type(self) -> &'static str {
+        match self {
+            Self::None => media::DOCKER_LAYER,
+            Self::Gzip => media::DOCKER_LAYER_GZIP,
+            Self::Zstd => media::DOCKER_LAYER_ZSTD,
         }
     }
     const fn record(self) -> &'static str {
         match self {
             Self::None => "layer-none.json",
             Self::Gzip => "layer-gzip.json",
+            Self::Zstd => "layer-zstd.json",
         }
     }
 }
@@ -90,7 +111,7 @@ impl Default for UnpackLimits {
 pub enum UnpackError {
     /// A form we do not read.
     #[error(
-        "layers of type {media_type:?} are not supported: only plain and gzip tars are; \
+        "layers of type {media_type:?} are not supported: plain, gzip and zstd tars are; \
          push the image again with gzip layers"
     )]
     MediaType {
@@ -178,11 +199,10 @@ impl Store {
                 })?
             }
         };
-        let other = [Compression::None, Compression::Gzip].into_iter().find(|c| *c != compression);
-        if let Some(known) =
-            other.and_then(|o| record::read::<Layer>(&self.snapshot_path(id).join(o.record())))
-            && known.diff_id != layer.diff_id
-        {
+        let others = Compression::ALL.into_iter().filter(|c| *c != compression);
+        let mut known =
+            others.filter_map(|o| record::read::<Layer>(&self.snapshot_path(id).join(o.record())));
+        if let Some(known) = known.find(|known| known.diff_id != layer.diff_id) {
             let why = format!("its content was {} and now is {}", known.diff_id, layer.diff_id);
             return Err(StoreError::Damaged { path: dir, why });
         }
@@ -240,12 +260,13 @@ impl Store {
         self.has_blob(&layer.descriptor.digest).then_some(layer)
     }
 
-    /// The other form of a layer that was pulled, with the same tar inside.
+    /// Another form of a layer that was pulled, with the same tar inside.
     fn recompress(&self, id: &SnapshotId, diff_id: &Digest, to: Compression) -> Result<Layer, StoreError> {
-        let forms = [Compression::None, Compression::Gzip];
         let missing = || StoreError::Missing { what: "layer", name: diff_id.to_string() };
-        let (form, known) =
-            forms.into_iter().find_map(|c| Some((c, self.remembered(id, c)?))).ok_or_else(missing)?;
+        let (form, known) = Compression::ALL
+            .into_iter()
+            .find_map(|c| Some((c, self.remembered(id, c)?)))
+            .ok_or_else(missing)?;
         let path = self.blob_path(&known.descriptor.digest);
         let blob = self.open_blob(&known.descriptor.digest)?;
         let layer = pipe::run(self, to, |blocks| {

@@ -44,7 +44,7 @@ pub use claim::{Claim, ClaimError};
 pub use compare::Difference;
 pub use error::{OpenError, StoreError, content_asks_for_it};
 pub use key::{KeyRules, Verdict, keep_everything};
-pub use layer::{Compression, Layer, UnpackError, UnpackLimits};
+pub use layer::{Compression, Frames, Layer, TarWriter, UnpackError, UnpackLimits};
 pub use open::{ReapedRun, Store};
 pub use refs::Origin;
 pub use snapshot::{LAYER_TIME, SnapshotMeta, Upper};

@@ -117,6 +117,11 @@ impl View {
         Ok(None)
     }
 
+    /// When an entry's content last changed, in seconds since the epoch; `None` where there is nothing.
+    pub(crate) fn modified(&self, path: &TreePath) -> Result<Option<i64>, TreeError> {
+        Ok(self.find(path)?.map(|(_, stat, _)| stat.mtime))
+    }
+
     /// The regular file at `path`.
     fn file(&self, path: &TreePath) -> Result<File, TreeError> {
         match self.find(path)? {

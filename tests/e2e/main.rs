@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod build;
+mod caches;
 mod commands;
 mod container;
 mod container_death;
@@ -12,6 +13,7 @@ mod contexts;
 mod copying;
 mod deploy;
 mod deploy_faults;
+mod exports;
 mod fetching;
 mod fleet;
 mod kill;
@@ -72,6 +74,7 @@ fn main() {
     arguments.test_threads.get_or_insert(1);
     let tests: Vec<Test> = [
         build::TESTS,
+        caches::TESTS,
         commands::TESTS,
         container::TESTS,
         container_death::TESTS,
@@ -88,6 +91,7 @@ fn main() {
         oci::TESTS,
         deploy::TESTS,
         deploy_faults::TESTS,
+        exports::TESTS,
         source::TESTS,
         watch::TESTS,
         registries::TESTS,

@@ -18,7 +18,7 @@ pub const TESTS: &[Test] =
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Everything that a layer can hold, and everything that a later layer can do to it.
-const DOCKERFILE: &str = "FROM busybox AS other\nRUN mkdir -p /made/deep && echo made > /made/deep/file && ln -s ../deep/file /made/deep/link\n\
+pub const DOCKERFILE: &str = "FROM busybox AS other\nRUN mkdir -p /made/deep && echo made > /made/deep/file && ln -s ../deep/file /made/deep/link\n\
 FROM busybox AS all\n\
 COPY --chown=1000:2000 --chmod=750 files/ /data/files/\n\
 RUN mkdir -p /data/empty /data/old /data/opaque && echo 1 > /data/old/a && echo 2 > /data/old/b && echo 3 > /data/opaque/c\n\
@@ -31,16 +31,18 @@ ENV GREETING=hello\nWORKDIR /data/files\nUSER 1000:2000\n\
 CMD [\"sh\", \"-c\", \"id -u; pwd; cat a; echo $GREETING from runc\"]\n";
 
 /// One line for each entry: name, kind and mode, owner, and what is in it. Times are left out.
-const LIST: &str = "for top in bin data etc/passwd etc/group root tmp usr var; do find $top; done | sort | while read -r f; do \
+pub const LIST: &str = "for top in bin data etc/passwd etc/group root tmp usr var; do find $top; done | sort | while read -r f; do \
 stat -c \"%n %F %a %u:%g\" \"$f\"; if [ -L \"$f\" ]; then readlink \"$f\"; elif [ -f \"$f\" ]; then stat -c \"%s %h\" \"$f\"; sha256sum < \"$f\"; fi; done";
 
+/// What a program says that must succeed.
 #[track_caller]
-fn tool(env: &Env, program: &str, args: &[&str]) -> String {
+pub fn tool(env: &Env, program: &str, args: &[&str]) -> String {
     run(env.command(program).args(args))
 }
 
+/// The same of a command.
 #[track_caller]
-fn run(command: &mut Command) -> String {
+pub fn run(command: &mut Command) -> String {
     let out = keelway_tests::env::run(command, DEADLINE).expect("the tool runs");
     assert!(out.status.success(), "{command:?}\n{}{}", out.stdout, out.stderr);
     out.stdout

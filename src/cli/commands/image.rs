@@ -1,16 +1,18 @@
 //! `keelway image ..`.
 
+use super::delivery::Delivery;
 use super::{Context, build_context};
 use crate::args::{ContextArgs, Format, Names, RunNetwork};
+use crate::build_args::BuildFlags;
 use crate::machine::Machine;
 use crate::outcome::CommandError;
-use crate::{render, secret_args, settings};
+use crate::{cache_args, output_args, render, secret_args, settings};
 use keelway_engine::Failure;
-use keelway_model::plan::{BuildOp, Grant, Network};
+use keelway_model::plan::{Anew, BuildOp, Grant, ImageOutput, Network};
 use keelway_model::{Bytes, Digest, ImageRef, Platform, Tag};
 use keelway_registry::{Progress, Stage};
-use keelway_runner::run::{SingleBuild, build_image, image_of};
-use keelway_runner::{Settings, Workspace};
+use keelway_runner::run::{Built, SingleBuild, build_image, image_of};
+use keelway_runner::{RunnerError, Settings, Workspace};
 use keelway_store::{Origin, Store};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,9 @@ use std::time::Duration;
 
 /// How long a command may spend on deleting what was thrown away.
 const TRASH: Duration = Duration::from_millis(500);
+
+/// The argument that says when an image counts as made.
+const SOURCE_DATE: &str = "SOURCE_DATE_EPOCH";
 
 /// The flags of `image build`.
 pub struct BuildArgs {
@@ -31,6 +36,7 @@ pub struct BuildArgs {
     pub secret: Vec<String>,
     pub ssh: Vec<String>,
     pub network: RunNetwork,
+    pub flags: BuildFlags,
     pub limits: crate::limit_args::LimitArgs,
 }
 
@@ -79,33 +85,75 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
             "-t {tag}: an image that is not built yet cannot be named by digest"
         )));
     }
+    let flags = &args.flags;
+    settings.pull = flags.pull;
+    let caches = cache_args::caches(flags)?;
+    let delivery = Delivery::new(context, flags, &tags)?;
+    let style = context.style.clone().in_progress(flags.progress);
+    let labels = output_args::labels(&flags.label)?;
+    let anew = match (flags.no_cache, flags.no_cache_filter.is_empty()) {
+        (true, _) => Anew::Everything,
+        (false, true) => Anew::Nothing,
+        (false, false) => Anew::Stages(flags.no_cache_filter.clone()),
+    };
+    let mut given = build_args(&args.build_arg)?;
     let workspace = Workspace::open(&settings)?;
     let from = build_context::open(context, &mut settings, &workspace, &args).await?;
+    match (given.get(SOURCE_DATE), &context.machine.source_date) {
+        (Some(date), _) => settings.build_time = settings::build_time(Some(date))?,
+        // A Dockerfile that declares it sees it, as with buildx.
+        (None, Some(date)) => _ = given.insert(SOURCE_DATE.into(), date.clone()),
+        (None, None) => {}
+    }
     let op = BuildOp {
         context: ".".into(),
         file: from.file,
         target: args.target,
-        args: build_args(&args.build_arg)?,
+        args: given,
         platform: Platform::host(),
         limits: args.limits.limits(),
         network,
         runtime: None,
+        labels,
+        anew,
     };
-    let single = SingleBuild { tree: from.tree, op, dockerfile: from.dockerfile };
-    let show = render::events(&context.style, render::Record::Nowhere);
+    let single = SingleBuild { tree: from.tree, op, dockerfile: from.dockerfile, caches };
+    let show = render::events(&style, render::Record::Nowhere);
     let report = build_image(&settings, &workspace, single, show, context.cancel.token()).await;
+    let done = match built(report) {
+        Ok((image, caches)) => {
+            let delivered = delivery.deliver(context, &settings, &workspace, &image).await;
+            delivered.and_then(|()| said(context, caches, &args.flags))
+        }
+        Err(e) => Err(e),
+    };
     empty_trash(&workspace.store).await;
-    let report = report?;
+    done
+}
+
+/// The image that a build made.
+fn built(done: Result<Built, RunnerError>) -> Result<(ImageOutput, Vec<Written>), CommandError> {
+    let Built { report, caches } = done?;
     CommandError::of_report(&report)?;
     let image = image_of(&report)
         .ok_or_else(|| Failure::bug("the build gave no image; this is a bug in Keelway, please report it"))?;
-    for tag in &tags {
-        workspace.store.set_reference(tag, &image.manifest).map_err(CommandError::outside)?;
+    Ok((image.clone(), caches))
+}
+
+/// How it went with a cache that was to be written.
+type Written = Result<String, Failure>;
+
+/// Says what became of the caches; one that was not written fails the command, unless its flag says otherwise.
+fn said(context: &Context, caches: Vec<Written>, flags: &BuildFlags) -> Result<(), CommandError> {
+    let mut done = Ok(());
+    for (at, written) in caches.into_iter().enumerate() {
+        match written {
+            Ok(line) => context.say(&line),
+            Err(e) if cache_args::may_fail(flags, at) => context.say(&e.message),
+            Err(e) => done = Err(e.into()),
+        }
     }
-    match context.global.format {
-        Format::Text => context.print(&format!("{}\n", image.manifest.digest)),
-        Format::Json => Ok(()),
-    }
+    done
 }
 
 /// What a name means now.
@@ -123,7 +171,7 @@ pub async fn empty_trash(store: &Store) {
 }
 
 /// A line for each transfer that is over.
-fn say_transfers(context: &Context) -> keelway_registry::ProgressFn {
+pub fn say_transfers(context: &Context) -> keelway_registry::ProgressFn {
     let quiet = context.global.quiet;
     Arc::new(move |p: Progress| {
         use std::io::Write;
@@ -134,7 +182,7 @@ fn say_transfers(context: &Context) -> keelway_registry::ProgressFn {
 }
 
 /// A line for each try that a registry leaves without an answer.
-fn say_waits(context: &Context) -> keelway_registry::WaitFn {
+pub fn say_waits(context: &Context) -> keelway_registry::WaitFn {
     let quiet = context.global.quiet;
     Arc::new(move |wait| {
         if !quiet {
@@ -208,26 +256,44 @@ pub fn load(context: &Context, layout: &Path, image: &str, select: Option<&str>)
 pub fn ls(context: &Context) -> Result<(), CommandError> {
     settings::existing_state(&context.global, &context.machine)?;
     let (_, workspace) = open(context, &Names::default())?;
-    let mut rows: Vec<(String, Digest)> = workspace
-        .store
-        .references()
-        .map_err(CommandError::outside)?
-        .into_iter()
-        .map(|(n, d)| (n.to_string(), d.digest))
-        .collect();
-    rows.sort();
+    let mut rows: Vec<Row> = Vec::new();
+    for (name, image) in workspace.store.references().map_err(CommandError::outside)? {
+        let about = keelway_image::export::about(&workspace.store, &image).ok();
+        let (size, created) = about.map_or((None, None), |(size, created)| (Some(size), created));
+        rows.push(Row { name: name.to_string(), digest: image.digest, size, created });
+    }
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
     for (path, name) in workspace.store.broken_references().map_err(CommandError::outside)? {
         let (path, name) = (path.display(), name.map_or_else(|| "an image".into(), |n| n.to_string()));
         context.say(&format!(
             "{path}: the record of {name} is damaged or its image is gone; build or pull it again, or delete the file"
         ));
     }
-    let width = rows.iter().map(|(n, _)| n.len()).max().unwrap_or(0);
     let text: String = match context.global.format {
-        Format::Text => rows.iter().map(|(n, d)| format!("{n:width$}  {d}\n")).collect(),
+        Format::Text => {
+            let dash = || "-".to_owned();
+            let cells = |row: &Row| {
+                let size = row.size.map_or_else(dash, |s| Bytes(s).to_string());
+                [row.name.clone(), row.digest.to_string(), row.created.clone().unwrap_or_else(dash), size]
+            };
+            let cells: Vec<_> = rows.iter().map(cells).collect();
+            render::table(["NAME", "DIGEST", "CREATED", "SIZE"], &cells, 2)
+        }
         Format::Json => {
-            rows.iter().map(|(n, d)| format!("{}\n", serde_json::json!({"name": n, "digest": d}))).collect()
+            let line = |row: &Row| serde_json::to_string(row).map(|line| format!("{line}\n"));
+            rows.iter().map(line).collect::<Result<_, _>>().map_err(CommandError::outside)?
         }
     };
     context.print(&text)
+}
+
+/// A name of an image.
+#[derive(serde::Serialize)]
+struct Row {
+    name: String,
+    digest: Digest,
+    /// Of manifest, config and layers, compressed; none where they cannot be read.
+    size: Option<u64>,
+    /// As its config says.
+    created: Option<String>,
 }

@@ -2,6 +2,7 @@
 
 mod build_context;
 mod container;
+mod delivery;
 mod deploy;
 mod image;
 mod plan;
@@ -251,6 +252,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
             secret,
             ssh,
             network,
+            flags,
             limits,
             names,
         }) => {
@@ -264,6 +266,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
                 secret,
                 ssh,
                 network,
+                flags: *flags,
                 limits: *limits,
             };
             image::build(context, build, &names).await

@@ -1,6 +1,7 @@
 //! What was decided about how to say things: form and colour.
 
 use crate::args::{Colour, Format, Global};
+use crate::build_args::Progress;
 use crate::machine::Machine;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -60,6 +61,17 @@ impl Style {
             (Format::Text, false, false) => Form::Plain,
         };
         Self { form, color, state: global.state.clone() }
+    }
+    /// The same with the form that `--progress` asks for; JSON and `--quiet` stay what they are.
+    #[must_use]
+    pub fn in_progress(mut self, progress: Progress) -> Self {
+        self.form = match (self.form, progress) {
+            (form @ (Form::Json | Form::Quiet), _) | (form, Progress::Auto) => form,
+            (_, Progress::Plain) => Form::Plain,
+            (_, Progress::Tty) => Form::Live,
+            (_, Progress::Quiet) => Form::Quiet,
+        };
+        self
     }
     /// Colours or not, in the plain form.
     #[cfg(test)]

@@ -54,6 +54,8 @@ pub(crate) struct Fake {
     pub acts: BTreeMap<String, Act>,
     /// Key text by node name.
     pub keys: BTreeMap<String, &'static str>,
+    /// The nodes whose output is kept elsewhere.
+    pub elsewhere: Vec<&'static str>,
     pub performed: Mutex<Vec<String>>,
     pub running: AtomicUsize,
     pub most: AtomicUsize,
@@ -83,6 +85,9 @@ impl Drop for Counted<'_> {
 impl Perform for Fake {
     async fn key(&self, _: &Ctx, node: &Node, _: &[Output]) -> Result<Option<CacheKey>, Failure> {
         Ok(self.keys.get(&node.name).map(|text| key(text)))
+    }
+    async fn recall(&self, _: &Ctx, node: &Node, _: &CacheKey, _: &[Output]) -> Option<Output> {
+        self.elsewhere.contains(&node.name.as_str()).then_some(Output::Nothing)
     }
     async fn perform(&self, ctx: Ctx, node: &Node, _: Vec<Output>) -> Result<Performed, Failure> {
         self.performed.lock().unwrap().push(node.name.clone());

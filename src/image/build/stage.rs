@@ -50,7 +50,8 @@ pub(super) fn lower(build: &Build, pinned: &Bases, reached: &Reached) -> Result<
     let Lower { mut plan, mut found, mut done, .. } = lower;
     found.items.truncate(MAX_ERRORS);
     match done.remove(&build.target) {
-        Some(end) if !found.has_errors() => {
+        Some(mut end) if !found.has_errors() => {
+            end.config.config.labels.extend(build.options.labels.clone());
             let op = AssembleOp { config: Box::new(end.config), base: end.root, history: end.history };
             let node = plan.add("image", vec![end.chain], Op::Assemble(op));
             plan.result = Some(node);
@@ -151,6 +152,7 @@ impl Lower<'_> {
             }
         };
         state.config.config.on_build.clear();
+        let first = self.plan.nodes.len();
         let mut number = 1;
         for (position, located) in instructions.iter().enumerate() {
             number += usize::from(layers(&located.instruction.kind));
@@ -161,6 +163,11 @@ impl Lower<'_> {
                 if self.budget.is_used_up() {
                     break;
                 }
+            }
+        }
+        if self.build.anew.as_ref().is_none_or(|stages| stages.contains(&index)) {
+            for node in &mut self.plan.nodes[first..] {
+                node.anew = matches!(node.op, Op::Exec(_) | Op::Fetch(_) | Op::Copy(_) | Op::Mkdir(_));
             }
         }
         self.chains.insert(index, state.chain);

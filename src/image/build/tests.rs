@@ -7,16 +7,7 @@ use keelway_model::plan::{AssembleOp, CopyFrom, CopyOp, ExecOp, GitOp, MkdirOp, 
 use keelway_model::{Digest, Node};
 
 pub(super) fn options() -> BuildOptions {
-    BuildOptions {
-        args: BTreeMap::new(),
-        target: None,
-        platform: "linux/amd64".parse().unwrap(),
-        limits: Limits::default(),
-        proxy: Vec::new(),
-        network: keelway_model::plan::Network::Private,
-        allow: Default::default(),
-        contexts: Default::default(),
-    }
+    BuildOptions::new("linux/amd64".parse().unwrap())
 }
 
 pub(super) fn pinned(name: &str, change: impl FnOnce(&mut ImageConfig)) -> (ImageRef, PinnedBase) {

@@ -1,7 +1,7 @@
 //! From a stream of tar bytes to a blob: hashed, cut into blocks, compressed, in order.
 //!
-//! A gzip layer is a sequence of members, one for each 1 MiB of tar, so its bytes depend on the tar alone
-//! and blocks can be compressed side by side. Memory is bounded by the channels: about 16 blocks. Most layers of
+//! A compressed layer is a sequence of gzip members or zstd frames, one for each 1 MiB of tar, so its bytes depend on the
+//! tar alone and blocks can be compressed side by side. Memory is bounded by the channels: about 16 blocks. Most layers of
 //! a build are smaller than one block: they need no thread, and get none.
 
 use super::{Compression, Layer};
@@ -11,12 +11,13 @@ use crate::open::Store;
 use keelway_model::oci::Descriptor;
 use keelway_model::{Digest, Hasher};
 use libdeflater::{CompressionLvl, Compressor};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-/// Plain bytes in a gzip member. Part of the format: another value gives other digests.
+/// Plain bytes in a gzip member or zstd frame. Part of the format: another value gives other digests.
 const MEMBER: usize = 1 << 20;
 
 /// libdeflate's level, likewise part of the format: 280 MB/s on two cores, and smaller than zlib's 1.
@@ -37,14 +38,54 @@ pub(super) struct Blocks {
 
 enum Sink {
     Plain(BlobWriter),
-    Gzip(Gzip),
+    Packed(Packed),
 }
 
-/// The way of a gzip layer.
-struct Gzip {
+/// The way of a compressed layer.
+struct Packed {
+    codec: Codec,
     /// Of the plain bytes.
     hasher: Hasher,
     to: Target,
+}
+
+/// How blocks are compressed.
+#[derive(Clone, Copy)]
+enum Codec {
+    Gzip,
+    Zstd,
+}
+
+/// Compresses blocks, one after the other.
+enum Packer {
+    Gzip(Compressor),
+    Zstd,
+}
+
+impl Codec {
+    fn packer(self) -> Packer {
+        match self {
+            // Not `fastest()`, which is 0 and stores.
+            Self::Gzip => Packer::Gzip(Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default())),
+            Self::Zstd => Packer::Zstd,
+        }
+    }
+}
+
+impl Packer {
+    /// One gzip member or zstd frame.
+    fn pack(&mut self, plain: &[u8]) -> Member {
+        match self {
+            Self::Gzip(compressor) => {
+                let mut out = vec![0; compressor.gzip_compress_bound(plain.len())];
+                let n = compressor.gzip_compress(plain, &mut out).map_err(io::Error::other)?;
+                out.truncate(n);
+                Ok(out)
+            }
+            // The one level that this library has.
+            Self::Zstd => Ok(compress_to_vec(plain, CompressionLevel::Fastest)),
+        }
+    }
 }
 
 enum Target {
@@ -128,24 +169,24 @@ impl Blocks {
         }
         match &mut self.sink {
             Sink::Plain(blob) => blob.write_all(&self.block[..length]),
-            Sink::Gzip(gzip) => gzip.add(&mut self.block, length),
+            Sink::Packed(packed) => packed.add(&mut self.block, length),
         }
     }
 }
 
-impl Gzip {
+impl Packed {
     /// Takes a block; only the last may be shorter than [`MEMBER`].
     fn add(&mut self, block: &mut Vec<u8>, length: usize) -> io::Result<()> {
         self.hasher.update(&block[..length]);
         if let Target::Here(blob) = &mut self.to
             && length < MEMBER
         {
-            return blob.write_all(&member(&mut compressor(), &block[..length])?);
+            return blob.write_all(&self.codec.packer().pack(&block[..length])?);
         }
         if !matches!(self.to, Target::Line(_))
             && let Target::Here(blob) = std::mem::replace(&mut self.to, Target::Lost)
         {
-            self.to = Target::Line(Line::start(blob)?);
+            self.to = Target::Line(Line::start(blob, self.codec)?);
         }
         let Target::Line(line) = &self.to else { return Err(stopped()) };
         let next = line.spare.try_recv().unwrap_or_else(|_| vec![0; MEMBER]);
@@ -167,7 +208,7 @@ impl Gzip {
 }
 
 impl Line {
-    fn start(mut blob: BlobWriter) -> io::Result<Self> {
+    fn start(mut blob: BlobWriter, codec: Codec) -> io::Result<Self> {
         let (jobs, todo) = sync_channel::<Job>(QUEUE);
         let (order, members) = sync_channel::<Receiver<Member>>(QUEUE);
         let (give_back, spare) = sync_channel::<Vec<u8>>(2 * QUEUE);
@@ -175,7 +216,7 @@ impl Line {
         let thread = || std::thread::Builder::new().name("keelway-layer".into());
         let work = || {
             let (todo, give_back) = (Arc::clone(&todo), give_back.clone());
-            thread().spawn(move || compress(&todo, &give_back))
+            thread().spawn(move || compress(codec, &todo, &give_back))
         };
         let workers = (0..WORKERS).map(|_| work()).collect::<Result<_, _>>()?;
         let collector = thread().spawn(move || {
@@ -215,53 +256,40 @@ pub(super) fn run(
             let Sink::Plain(blob) = blocks.sink else { unreachable!("it was made plain") };
             (None, blob)
         }
-        Compression::Gzip => {
-            let (diff_id, blob) = gzip(blob, produce, failed)?;
-            (Some(diff_id), blob)
-        }
+        Compression::Gzip => packed(blob, Codec::Gzip, produce, failed)?,
+        Compression::Zstd => packed(blob, Codec::Zstd, produce, failed)?,
     };
     let (digest, size) = blob.commit(None)?;
     let descriptor = Descriptor::new(compression.media_type(), digest, size);
     Ok(Layer { diff_id: diff_id.unwrap_or(digest), descriptor })
 }
 
-fn gzip(
+fn packed(
     blob: BlobWriter,
+    codec: Codec,
     produce: impl FnOnce(&mut Blocks) -> Result<(), StoreError>,
     failed: impl FnOnce(io::Error) -> StoreError,
-) -> Result<(Digest, BlobWriter), StoreError> {
-    let mut blocks = Blocks::new(Sink::Gzip(Gzip { hasher: Hasher::new(), to: Target::Here(blob) }));
+) -> Result<(Option<Digest>, BlobWriter), StoreError> {
+    let packed = Packed { codec, hasher: Hasher::new(), to: Target::Here(blob) };
+    let mut blocks = Blocks::new(Sink::Packed(packed));
     let produced = produce(&mut blocks);
     let flushed = blocks.flush();
-    let Sink::Gzip(gzip) = blocks.sink else { unreachable!("it was made gzip") };
+    let Sink::Packed(packed) = blocks.sink else { unreachable!("it was made to compress") };
     // What stopped the collector is the cause of what then stopped the producer.
-    match gzip.finish().and_then(|done| flushed.map(|()| done)) {
-        Ok(done) => produced.map(|()| done),
+    match packed.finish().and_then(|done| flushed.map(|()| done)) {
+        Ok((diff_id, blob)) => produced.map(|()| (Some(diff_id), blob)),
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => produced.and(Err(failed(e))),
         Err(e) => Err(failed(e)),
     }
 }
 
-fn compressor() -> Compressor {
-    // Not `fastest()`, which is 0 and stores.
-    Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default())
-}
-
-/// One gzip member.
-fn member(compressor: &mut Compressor, plain: &[u8]) -> Member {
-    let mut out = vec![0; compressor.gzip_compress_bound(plain.len())];
-    let n = compressor.gzip_compress(plain, &mut out).map_err(io::Error::other)?;
-    out.truncate(n);
-    Ok(out)
-}
-
-fn compress(todo: &Mutex<Receiver<Job>>, give_back: &SyncSender<Vec<u8>>) {
-    let mut compressor = compressor();
+fn compress(codec: Codec, todo: &Mutex<Receiver<Job>>, give_back: &SyncSender<Vec<u8>>) {
+    let mut packer = codec.packer();
     loop {
         let next = todo.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).recv();
         let Ok(Job { block, length, reply }) = next else { return };
         // Nobody may be waiting any more; then there is nothing to do with the answer.
-        let _ = reply.send(member(&mut compressor, &block[..length]));
+        let _ = reply.send(packer.pack(&block[..length]));
         let _ = give_back.try_send(block);
     }
 }

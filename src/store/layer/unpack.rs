@@ -13,6 +13,7 @@
 
 use super::parse::{Archive, Member, MemberKind, ParseError};
 use super::write::{OPAQUE, WHITEOUT};
+use super::zstd::Frames;
 use super::{Compression, UnpackError, UnpackLimits};
 use crate::error::{StoreError, content_asks_for_it};
 use crate::open::Store;
@@ -111,6 +112,7 @@ pub(super) fn decoder(blob: impl Read + 'static, compression: Compression) -> Bo
     match compression {
         Compression::None => Box::new(blob),
         Compression::Gzip => Box::new(MultiGzDecoder::new(blob)),
+        Compression::Zstd => Box::new(Frames::new(blob)),
     }
 }
 

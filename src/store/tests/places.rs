@@ -132,7 +132,7 @@ fn a_cache_record_is_a_hit_only_while_all_it_names_is_here() {
     let outputs = [
         Output::Nothing,
         Output::Chain(chain.clone()),
-        Output::Image(ImageOutput { manifest, chain }),
+        Output::Image(ImageOutput { manifest, chain, base_layers: 0 }),
         Output::Pushed(PushedDigest::attested_by_registry(
             "r.example.com/a".parse().unwrap(),
             Digest::of(b""),

@@ -38,6 +38,35 @@ async fn a_step_runs_once_and_a_changed_one_says_what_changed() {
 }
 
 #[tokio::test]
+async fn a_step_that_shall_run_anew_runs_once_in_a_run() {
+    let cache = MemoryCache::new();
+    once(keyed(&[("step", "make")]), &cache).await;
+    let fake = Arc::new(keyed(&[("a", "make"), ("b", "make"), ("c", "make")]));
+    let mut nodes = plan(&[("a", &[]), ("b", &[0]), ("c", &[])]);
+    nodes.nodes[0].anew = true;
+    nodes.nodes[1].anew = true;
+    let ran = run_with(nodes, &fake, &cache, options(), CancelToken::never()).await;
+    assert_eq!(fake.performed(), ["a"], "what this run made itself serves the others");
+    assert_eq!(misses(&ran, "a"), [MissReason::Asked]);
+    assert_eq!(*ran.outcome("b"), Outcome::Cached);
+}
+
+#[tokio::test]
+async fn what_is_kept_elsewhere_is_used_and_not_recorded_here() {
+    let cache = MemoryCache::new();
+    let fake = || Fake { elsewhere: vec!["step"], ..keyed(&[("step", "make")]) };
+    let (ran, performed) = once(fake(), &cache).await;
+    assert_eq!((ran.outcome("step"), performed.len()), (&Outcome::Cached, 0));
+    assert!(cache.get(&key("make")).unwrap().is_none());
+    assert!(cache.try_claim(&key("make").digest).unwrap().is_some(), "the claim is free again");
+    let fake = Arc::new(fake());
+    let mut nodes = plan(&[("step", &[])]);
+    nodes.nodes[0].anew = true;
+    run_with(nodes, &fake, &cache, options(), CancelToken::never()).await;
+    assert_eq!(fake.performed(), ["step"]);
+}
+
+#[tokio::test]
 async fn a_failed_step_is_not_recorded_and_frees_its_claim() {
     let cache = MemoryCache::new();
     for exit in [ExitCode::Failed, ExitCode::Bug] {

@@ -2,8 +2,7 @@
 
 use crate::build::{Bases, Build, BuildOptions};
 use keelway_dockerfile::parse;
-use keelway_model::{Limits, Op, Plan, SourceText};
-use std::collections::BTreeMap;
+use keelway_model::{Op, Plan, SourceText};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
@@ -21,16 +20,7 @@ fn soon(text: &str) -> Result<Plan, String> {
 
 fn try_plan(text: &str) -> Result<Plan, String> {
     let file = parse(&SourceText::new("Dockerfile", text)).map_err(|e| e.to_string())?;
-    let options = BuildOptions {
-        args: BTreeMap::new(),
-        target: None,
-        platform: "linux/amd64".parse().unwrap(),
-        limits: Limits::default(),
-        proxy: Vec::new(),
-        network: keelway_model::plan::Network::Private,
-        allow: Default::default(),
-        contexts: Default::default(),
-    };
+    let options = BuildOptions::new("linux/amd64".parse().unwrap());
     let build = Build::new(file, options).map_err(|e| e.to_string())?;
     build.lower(&Bases::new()).map_err(|e| e.to_string())
 }
