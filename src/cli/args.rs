@@ -161,9 +161,7 @@ impl Verb {
             | Self::Watch { .. }
             | Self::Image(_)
             | Self::Container(_) => true,
-            Self::Lint { .. } | Self::Explain { .. } | Self::Runs(_) | Self::Deploy(_) | Self::Doctor => {
-                false
-            }
+            Self::Lint(_) | Self::Explain { .. } | Self::Runs(_) | Self::Deploy(_) | Self::Doctor => false,
         }
     }
 }
@@ -193,17 +191,11 @@ pub enum Verb {
         #[command(flatten)]
         names: Names,
     },
-    /// Report every problem of keelway.yml and the Dockerfiles it names
+    /// Report every problem of keelway.yml and the Dockerfiles it names, or of one Dockerfile
     #[command(
-        after_help = "The files are read as they lie there, committed or not.\n\nExamples:\n  keelway lint\n  keelway lint --repo https://example.com/shop.git --commit main"
+        after_help = "The files are read as they lie there, committed or not; nothing is built, fetched or stored.\n\nExamples:\n  keelway lint                             keelway.yml and its Dockerfiles\n  keelway lint --repo https://example.com/shop.git --commit main\n  keelway lint .                           the Dockerfile of a folder\n  keelway lint -f docker/Dockerfile --build-arg VERSION=3 ."
     )]
-    Lint {
-        #[command(flatten)]
-        place: Place,
-        /// What it does anyway, without --repo
-        #[arg(long, hide = true, conflicts_with = "repo")]
-        dirty: bool,
-    },
+    Lint(Box<LintArgs>),
     /// Say what a diagnostic means and how to mend it
     #[command(after_help = "Example:\n  keelway explain K0102")]
     Explain {
@@ -250,6 +242,28 @@ pub enum Verb {
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {
     keelway_model::parse_duration(text).map_err(|e| e.to_string())
+}
+
+/// What `keelway lint` looks at: a pipeline, or with DIR or a flag of builds one Dockerfile.
+#[derive(Debug, Args)]
+pub struct LintArgs {
+    /// Look at one Dockerfile, with this build context [default: ., where a flag asks for it]
+    #[arg(conflicts_with = "repo")]
+    pub dir: Option<PathBuf>,
+    /// The Dockerfile [default: DIR/Dockerfile]
+    #[arg(long, short = 'f', value_name = "FILE", conflicts_with = "repo")]
+    pub file: Option<PathBuf>,
+    /// The stage that would be built [default: all are looked at]
+    #[arg(long, value_name = "STAGE", conflicts_with = "repo")]
+    pub target: Option<String>,
+    /// A build argument; without a value it is taken from the environment
+    #[arg(long, value_name = "NAME[=VALUE]", conflicts_with = "repo")]
+    pub build_arg: Vec<String>,
+    #[command(flatten)]
+    pub place: Place,
+    /// What it does anyway, without --repo
+    #[arg(long, hide = true, conflicts_with = "repo")]
+    pub dirty: bool,
 }
 
 /// Runs, past and present.

@@ -51,9 +51,9 @@ impl CommandError {
         }
     }
     /// The exit code as a number.
-    pub const fn number(&self) -> u8 {
+    pub fn number(&self) -> u8 {
         match self {
-            Self::Definition(_) => ExitCode::Usage.code(),
+            Self::Definition(found) => found.exit().code(),
             Self::Failed(f) => f.exit.code(),
             Self::Ended(code) => code.code(),
             Self::Container { code, .. } => *code,

@@ -4,7 +4,7 @@
 //! the environment is known. Nothing here decides what is supported: an instruction that is valid but not
 //! executed yet is represented in full, and the planner refuses it by name.
 
-use keelway_model::{Diagnostics, SourceText, Span};
+use keelway_model::{SourceText, Span};
 
 /// A whole file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +19,6 @@ pub struct Dockerfile {
     pub globals: Vec<Instruction>,
     /// The stages, in order; at least one.
     pub stages: Vec<Stage>,
-    /// What is worth knowing and stops nothing.
-    pub warnings: Diagnostics,
 }
 
 /// A `# key=value` line at the head of the file.
@@ -42,6 +40,19 @@ pub struct Word {
     pub span: Span,
 }
 
+/// How an instruction is written, beside what it says: what only lint rules look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Its name, as it is written.
+    pub keyword: String,
+    /// The comments since the instruction before it, without their `#`; an empty one begins anew.
+    pub comments: Vec<Word>,
+    /// The first blank line inside it.
+    pub blank: Option<Span>,
+    /// `ENV name value` or `LABEL name value`, without a `=`.
+    pub old_form: bool,
+}
+
 /// One `FROM` and what follows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stage {
@@ -55,6 +66,8 @@ pub struct Stage {
     pub span: Span,
     /// Its text, for people.
     pub text: String,
+    /// How it is written.
+    pub written: Written,
     /// The instructions that follow.
     pub instructions: Vec<Instruction>,
 }
@@ -66,6 +79,8 @@ pub struct Instruction {
     pub span: Span,
     /// Its first logical line as written, for people: `RUN make`.
     pub text: String,
+    /// How it is written.
+    pub written: Written,
     /// What it is.
     pub kind: Kind,
 }

@@ -1,7 +1,9 @@
 //! What the codes of Dockerfile diagnostics mean: `keelway explain CODE`. D00xx and D01xx are of this crate, D02xx
 //! of the image crate, which plans what this one has read. `tests/tidy.rs` holds the table against both.
 
-/// Every code with what it means and how to mend it.
+use crate::lint::Rule;
+
+/// Every code with what it means and how to mend it; lint rules say it themselves.
 pub const CODES: &[(&str, &str)] = &[
     (
         "D0001",
@@ -53,13 +55,11 @@ pub const CODES: &[(&str, &str)] = &[
     ),
     (
         "D0101",
-        "A blank line inside an instruction that goes on over several lines. It is passed over for now, as elsewhere; remove it or start it with #.",
+        "A `# check=` directive or comment names a lint rule that does not exist, or is not understood; it has no effect. Rules are named as docs/dockerfile.md has them, case matters, several stand between commas without spaces.",
     ),
-    ("D0102", "`ENV name value` is an old form that can set one variable only. Write name=value."),
-    ("D0103", "MAINTAINER is an old form. Write LABEL org.opencontainers.image.authors=.. instead."),
     (
-        "D0104",
-        "Two stages have the same name; FROM and --from mean the last one before them. Give each its own name.",
+        "D0102",
+        "A Dockerfile has more lint findings than are shown. Mend the first ones, or switch off at its head what is not wanted: `# check=skip=RULE,RULE`.",
     ),
     (
         "D0201",
@@ -98,10 +98,6 @@ pub const CODES: &[(&str, &str)] = &[
         "A --build-arg (or `args` in keelway.yml) that no ARG of the stages to build declares has no effect. Declare it by ARG in the stage that uses it, or remove it.",
     ),
     (
-        "D0211",
-        "The name of an ARG or ENV says that it holds a secret. Its value is in the image's config or history, for everyone who can pull it. Do not build secrets into images; give them to the program when it runs.",
-    ),
-    (
         "D0212",
         "A COPY --from= names no stage before it, and so an image, but a stage is called nearly the same. Correct the name; where an image is meant, write it in full, for example docker.io/library/build:1.",
     ),
@@ -111,9 +107,12 @@ pub const CODES: &[(&str, &str)] = &[
     ),
 ];
 
-/// What a code means and how to mend it; `None` for a code that no Dockerfile diagnostic has. Case does not matter.
+/// What a code or a lint rule means and how to mend it; `None` for what no Dockerfile diagnostic has. Case does not
+/// matter.
 pub fn explain(code: &str) -> Option<&'static str> {
-    CODES.iter().find(|(c, _)| c.eq_ignore_ascii_case(code)).map(|(_, text)| *text)
+    let code_of = |(c, text): &(&'static str, &'static str)| c.eq_ignore_ascii_case(code).then_some(*text);
+    let rule = || Rule::ALL.iter().find(|r| r.name().eq_ignore_ascii_case(code)).map(|r| r.explain());
+    CODES.iter().find_map(code_of).or_else(rule)
 }
 
 #[cfg(test)]
@@ -126,5 +125,7 @@ mod tests {
         assert!(CODES.iter().all(|(_, text)| text.len() > 60 && text.ends_with('.')));
         assert!(explain("d0003").is_some_and(|text| text.contains("instruction")));
         assert_eq!(explain("D9999"), None);
+        assert!(explain("stagenamecasing").is_some_and(|text| text.contains("stage")));
+        assert!(Rule::ALL.iter().all(|r| r.explain().len() > 60 && r.explain().ends_with('.')));
     }
 }

@@ -7,6 +7,7 @@
 //! Invariants: the work and the result are bounded ([`MAX_DEPTH`], [`MAX_RESULT`], [`MAX_STEPS`]), whatever
 //! the input; nothing but the given [`Environment`] is looked at.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 mod pattern;
@@ -36,6 +37,31 @@ impl Environment for Vec<(String, String)> {
 impl Environment for BTreeMap<String, String> {
     fn get(&self, name: &str) -> Option<&str> {
         BTreeMap::get(self, name).map(String::as_str)
+    }
+}
+
+/// Variables that remember what was asked for.
+pub struct Watched<'a> {
+    env: &'a dyn Environment,
+    asked: RefCell<BTreeMap<String, bool>>,
+}
+
+impl<'a> Watched<'a> {
+    /// Nothing was asked for yet.
+    pub fn new(env: &'a dyn Environment) -> Self {
+        Self { env, asked: RefCell::default() }
+    }
+    /// Every name that was asked for, and whether it was set.
+    pub fn asked(self) -> BTreeMap<String, bool> {
+        self.asked.into_inner()
+    }
+}
+
+impl Environment for Watched<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        let value = self.env.get(name);
+        self.asked.borrow_mut().insert(name.to_owned(), value.is_some());
+        value
     }
 }
 

@@ -1,21 +1,19 @@
 //! Entries for fuzzers: each takes any bytes and must neither panic nor hang.
 
-use crate::{Ignore, expand, expand_heredoc, expand_words, glob, parse, parse_trigger};
+use crate::{Ignore, Lint, expand, expand_heredoc, expand_words, glob, parse_all, parse_trigger};
 use keelway_model::SourceText;
 use std::collections::BTreeMap;
 
 /// A whole Dockerfile, as text where it is text.
 pub fn fuzz_dockerfile(data: &[u8]) {
     let source = SourceText::new("Dockerfile", String::from_utf8_lossy(data));
-    let found = match parse(&source) {
-        Ok(file) => file.warnings,
-        Err(errors) => {
-            assert!(errors.has_errors(), "a refused file says why");
-            errors
-        }
-    };
+    let (file, errors) = parse_all(&source);
     // Rendering reads every span.
-    let _ = found.to_string();
+    let _ = errors.to_string();
+    if let Ok(mut lint) = Lint::new(&file, None) {
+        lint.text();
+        let _ = lint.finish().to_string();
+    }
     let _ = parse_trigger(&source);
 }
 

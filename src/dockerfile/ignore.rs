@@ -184,6 +184,16 @@ impl Ignore {
         self.patterns.is_empty()
     }
 
+    /// Whether a pattern takes something back in: then what is left out cannot be told without the files.
+    pub fn takes_back(&self) -> bool {
+        self.patterns.iter().any(|p| p.takes_back)
+    }
+
+    /// Whether one pattern leaves everything out: `*`, `**` or `**/*`.
+    pub fn leaves_all_out(&self) -> bool {
+        self.patterns.iter().any(|p| !p.takes_back && p.shape.is_everything())
+    }
+
     /// Whether a path (relative, normalised, any bytes) is left out, itself or through a parent.
     pub fn excludes(&self, path: &[u8]) -> bool {
         let mut excluded = false;
@@ -280,6 +290,14 @@ impl Shape {
             _ if last_stars => Self::Prefix(pattern[..pattern.len() - 2].to_vec()),
             _ => Self::Exact(pattern.to_vec()),
         })
+    }
+
+    fn is_everything(&self) -> bool {
+        match self {
+            Self::Suffix(text) => text.is_empty(),
+            Self::Tokens(tokens) => matches!(tokens[..], [Token::Many] | [Token::Directories, Token::Many]),
+            Self::Exact(_) | Self::Prefix(_) => false,
+        }
     }
 
     fn matches(&self, path: &[u8]) -> bool {
@@ -390,6 +408,17 @@ mod tests {
             kept.iter().for_each(|p| assert!(!i.excludes(p.as_bytes()), "{text:?} keeps {p}"));
         }
         assert!(Ignore::parse(b"\xff*").unwrap().excludes(b"\xff\xfe"), "names are bytes");
+    }
+
+    #[test]
+    fn what_leaves_all_out() {
+        for text in ["*", "**", "**/*", "a\n/*\n"] {
+            assert!(ignore(text).leaves_all_out(), "{text}");
+        }
+        for text in ["", ".*", "*a", "**/a", "a/**", "!*", "?"] {
+            assert!(!ignore(text).leaves_all_out(), "{text}");
+        }
+        assert!(ignore("a\n!a/b").takes_back() && !ignore("a\n\\!b").takes_back());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! source it came from. What stands in the line is [`crate::parser`]'s business.
 
 use crate::ast::{Directive, Heredoc, Word};
+use crate::lint::Checks;
 use crate::words;
 use keelway_model::{Diagnostic, Diagnostics, Span};
 
@@ -31,6 +32,8 @@ pub(crate) struct Line {
     pub(crate) heredocs: Vec<Heredoc>,
     /// A blank line inside it.
     pub(crate) blank_inside: Option<Span>,
+    /// The comments since the instruction before it, without their `#`.
+    pub(crate) comments: Vec<Word>,
 }
 
 impl Line {
@@ -134,6 +137,11 @@ impl<'a> Lexer<'a> {
                 ("escape", other) => {
                     self.error("D0002", span, format!("the escape character is \\ or `, not {other:?}"));
                 }
+                ("check", options) => {
+                    if let Err(why) = Checks::parse(options) {
+                        self.error("D0002", span, why);
+                    }
+                }
                 ("syntax", image) if !is_our_syntax(image) => {
                     let d = Diagnostic::error("D0012", self.name, span, format!("the frontend {image} is not supported"))
                         .hint("Keelway reads the language of docker/dockerfile itself: remove the line or write `# syntax=docker/dockerfile:1`");
@@ -146,10 +154,21 @@ impl<'a> Lexer<'a> {
     }
 
     fn instructions(&mut self) -> Vec<Line> {
-        let mut out = Vec::new();
+        let (mut out, mut comments) = (Vec::new(), Vec::new());
         while let Some((at, raw)) = self.next() {
             let trimmed = raw.trim_end_matches(['\r', '\n']).trim_start();
-            if trimmed.is_empty() || trimmed.starts_with('#') {
+            if let Some(comment) = trimmed.strip_prefix('#') {
+                match comment.trim() {
+                    "" => comments.clear(),
+                    text => {
+                        let from = at + (raw.len() - raw.trim_start().len());
+                        let span = Span::new(from, from + trimmed.trim_end().len());
+                        comments.push(Word { text: text.to_owned(), span });
+                    }
+                }
+                continue;
+            }
+            if trimmed.is_empty() {
                 continue;
             }
             let start = at + (raw.trim_end_matches(['\r', '\n']).len() - trimmed.len());
@@ -159,6 +178,7 @@ impl<'a> Lexer<'a> {
                 span: Span::new(start, start),
                 heredocs: Vec::new(),
                 blank_inside: None,
+                comments: Vec::new(),
             };
             let mut open = self.append(&mut line, trimmed, start);
             while open {
@@ -177,6 +197,7 @@ impl<'a> Lexer<'a> {
                 continue;
             }
             self.heredocs(&mut line);
+            line.comments = std::mem::take(&mut comments);
             out.push(line);
         }
         out

@@ -12,19 +12,21 @@ pub mod fuzz;
 pub mod glob;
 pub mod ignore;
 mod lexer;
+pub mod lint;
 mod parser;
 mod typed;
 mod words;
 
 pub use ast::{
     Argument, Command, Directive, Dockerfile, Health, Heredoc, Instruction, Kind, Mount, MountKind, Run,
-    Stage, Transfer, Trigger, Word,
+    Stage, Transfer, Trigger, Word, Written,
 };
 pub use codes::{CODES, explain};
-pub use expand::{Environment, ExpandError, expand, expand_heredoc, expand_words};
+pub use expand::{Environment, ExpandError, Watched, expand, expand_heredoc, expand_words};
 pub use glob::Glob;
 pub use ignore::{Coverage, Ignore, IgnoreError, ignore_file_candidates};
 pub use lexer::{MAX_ERRORS, MAX_FILE, MAX_INSTRUCTIONS, MAX_LINE, MAX_STAGES};
+pub use lint::{Lint, Rule};
 pub use parser::{parse, parse_all, parse_trigger};
 pub use typed::nearest;
 

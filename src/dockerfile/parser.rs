@@ -3,14 +3,15 @@
 //! A line becomes a [`Node`] (name, flags, arguments as text), a node becomes a typed instruction
 //! ([`crate::typed`]), instructions become stages. An error of one line does not hide those of others.
 
-use crate::ast::{Dockerfile, Instruction, Kind, Stage, Word};
+use crate::ast::{Dockerfile, Instruction, Kind, Stage, Word, Written};
 use crate::lexer::{self, Line, MAX_ERRORS, MAX_INSTRUCTIONS, MAX_STAGES};
 use crate::typed;
 use crate::words::{self, Json, Piece};
-use keelway_model::{Diagnostic, Diagnostics, Severity, SourceText, Span};
+use keelway_model::{Diagnostic, Diagnostics, SourceText, Span};
 use std::ops::Range;
 
-/// Parses a Dockerfile. Warnings are in the result; errors come all at once (at most [`MAX_ERRORS`]).
+/// Parses a Dockerfile; errors come all at once (at most [`MAX_ERRORS`]). What is valid and probably not meant is found by
+/// [`crate::lint`].
 pub fn parse(source: &SourceText) -> Result<Dockerfile, Diagnostics> {
     match parse_all(source) {
         (_, found) if found.has_errors() => Err(found),
@@ -26,11 +27,7 @@ pub fn parse_all(source: &SourceText) -> (Dockerfile, Diagnostics) {
         Parser { file: &source.name, escape: head.escape, globals: Vec::new(), stages: Vec::new(), found };
     for (number, line) in lines.iter().enumerate() {
         if parser.found.items.len() >= MAX_ERRORS {
-            if parser.found.has_errors() {
-                break;
-            }
-            // As many warnings are enough, too.
-            parser.found.items.truncate(MAX_ERRORS);
+            break;
         }
         parser.line(line);
         let over = if number >= MAX_INSTRUCTIONS {
@@ -59,10 +56,6 @@ pub fn parse_all(source: &SourceText) -> (Dockerfile, Diagnostics) {
                 .hint("start a stage with FROM image"),
         );
     }
-    if found.has_errors() && found.items.len() > MAX_ERRORS {
-        // Warnings must not push an error out.
-        found.items.retain(|d| d.severity == Severity::Error);
-    }
     found.items.truncate(MAX_ERRORS);
     let file = Dockerfile {
         source: source.clone(),
@@ -70,7 +63,6 @@ pub fn parse_all(source: &SourceText) -> (Dockerfile, Diagnostics) {
         directives: head.directives,
         globals,
         stages,
-        warnings: found.clone(),
     };
     (file, found)
 }
@@ -254,15 +246,10 @@ impl Parser<'_> {
     }
 
     fn line(&mut self, line: &Line) {
-        if let Some(span) = line.blank_inside {
-            let d =
-                Diagnostic::warning("D0101", self.file, span, "blank line inside a continued instruction");
-            self.found.push(d.hint("remove it, or start it with #"));
-        }
         let Some(node) = self.node(line) else { return };
         if node.name == "from" {
             if let Some(stage) = typed::Typer::new(self.file, line, &mut self.found).stage(&node) {
-                self.stage(stage);
+                self.stages.push(stage);
             } else {
                 // A broken FROM still opens a stage, so that what follows is not blamed for it.
                 self.stages.push(broken_stage(line));
@@ -286,25 +273,6 @@ impl Parser<'_> {
         let node = self.node(line)?;
         typed::Typer::new(self.file, line, &mut self.found).trigger(&node)
     }
-
-    fn stage(&mut self, stage: Stage) {
-        if let Some(name) = &stage.name {
-            let same = |s: &&Stage| s.name.as_ref().is_some_and(|n| n.text == name.text);
-            if let Some(first) = self.stages.iter().rev().find(same).and_then(|s| s.name.as_ref()) {
-                let d = Diagnostic::warning(
-                    "D0104",
-                    self.file,
-                    name.span,
-                    format!("a second stage is named {:?}", name.text),
-                );
-                self.found.push(
-                    d.related(first.span, "the first one")
-                        .hint("from here on the name means this stage; give it another name"),
-                );
-            }
-        }
-        self.stages.push(stage);
-    }
 }
 
 fn broken_stage(line: &Line) -> Stage {
@@ -314,6 +282,7 @@ fn broken_stage(line: &Line) -> Stage {
         platform: None,
         span: line.span,
         text: line.text.clone(),
+        written: Written { keyword: "FROM".to_owned(), comments: Vec::new(), blank: None, old_form: false },
         instructions: Vec::new(),
     }
 }

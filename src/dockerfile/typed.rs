@@ -1,6 +1,6 @@
 //! Nodes to typed instructions: how many arguments, which flags, which values.
 
-use crate::ast::{Argument, Command, Health, Heredoc, Instruction, Kind, Run, Stage, Trigger, Word};
+use crate::ast::{Argument, Command, Health, Heredoc, Instruction, Kind, Run, Stage, Trigger, Word, Written};
 use crate::lexer::Line;
 use crate::parser::Node;
 use crate::words::{self, Piece};
@@ -39,11 +39,13 @@ pub(crate) struct Typer<'a> {
     file: &'a str,
     line: &'a Line,
     found: &'a mut Diagnostics,
+    /// Whether an ENV or LABEL was in its old form.
+    old_form: bool,
 }
 
 impl<'a> Typer<'a> {
     pub(crate) fn new(file: &'a str, line: &'a Line, found: &'a mut Diagnostics) -> Self {
-        Self { file, line, found }
+        Self { file, line, found, old_form: false }
     }
 
     fn span(&self, range: &Range<usize>) -> Span {
@@ -91,6 +93,7 @@ impl<'a> Typer<'a> {
             platform,
             span: self.line.span,
             text: self.line.text.trim().to_owned(),
+            written: self.written(node),
             instructions: Vec::new(),
         })
     }
@@ -101,8 +104,18 @@ impl<'a> Typer<'a> {
         Some(Instruction {
             span: self.line.span,
             text: self.line.text[node.name_range.start..].trim().to_owned(),
+            written: self.written(node),
             kind,
         })
+    }
+
+    fn written(&self, node: &Node) -> Written {
+        Written {
+            keyword: self.line.text[node.name_range.clone()].to_owned(),
+            comments: self.line.comments.clone(),
+            blank: self.line.blank_inside,
+            old_form: self.old_form,
+        }
     }
 
     /// An instruction that may be a trigger.
@@ -141,11 +154,7 @@ impl<'a> Typer<'a> {
             "label" => Kind::Label(self.pairs(node, "LABEL")?),
             "expose" => Kind::Expose(self.several(node, "EXPOSE")?),
             "volume" => Kind::Volume(self.volumes(node)?),
-            "maintainer" => {
-                let d = Diagnostic::warning("D0103", self.file, self.line.span, "MAINTAINER is deprecated");
-                self.push(d.hint("write LABEL org.opencontainers.image.authors=.."));
-                Kind::Maintainer(self.single(node, "MAINTAINER")?)
-            }
+            "maintainer" => Kind::Maintainer(self.single(node, "MAINTAINER")?),
             "stopsignal" => Kind::StopSignal(self.single(node, "STOPSIGNAL")?),
             "user" => Kind::User(self.single(node, "USER")?),
             "workdir" => Kind::Workdir(self.single(node, "WORKDIR")?),
@@ -206,15 +215,7 @@ impl<'a> Typer<'a> {
                     format!("{name} has a value without a name"),
                 );
             }
-            if three[2].text.is_empty() {
-                let d = Diagnostic::warning(
-                    "D0102",
-                    self.file,
-                    self.line.span,
-                    format!("{name} name value is an old form"),
-                );
-                self.push(d.hint(format!("write {name} {}=value", three[0].text)));
-            }
+            self.old_form |= three[2].text.is_empty();
             out.push((self.word(&three[0]), self.word(&three[1])));
         }
         Some(out)

@@ -6,6 +6,7 @@
 //! another base is pinned.
 
 use crate::select::{Source, Wanted};
+use keelway_dockerfile::lint::INSTEAD;
 use keelway_dockerfile::{
     Dockerfile, Ignore, Instruction, Kind, MAX_ERRORS, MAX_INSTRUCTIONS, Mount, MountKind, Stage, Word,
     expand, parse_trigger,
@@ -16,6 +17,7 @@ use keelway_model::{Diagnostic, Diagnostics, ImageRef, Limits, Plan, Platform, S
 use std::collections::{BTreeMap, BTreeSet};
 
 mod budget;
+mod lint;
 mod metadata;
 mod refuse;
 mod scope;
@@ -23,6 +25,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+pub use lint::Look;
 use scope::Globals;
 
 /// Most triggers (`ONBUILD`) of one image.
@@ -154,10 +157,16 @@ pub struct Build {
 impl Build {
     /// Checks the target, the stage graph and that everything the target needs can be executed; what is
     /// not supported yet is refused here, by line and name, and (for triggers of bases) in [`Build::bases`].
+    ///
+    /// # Errors
+    /// All of that, and what lint rules find in the text.
     pub fn new(dockerfile: Dockerfile, options: BuildOptions) -> Result<Self, Diagnostics> {
         let mut found = Diagnostics::of(dockerfile.source.clone());
         let last = dockerfile.stages.len().saturating_sub(1);
-        let named = |name: &str| stage_called(&dockerfile, name).map_err(|d| one(&dockerfile, *d));
+        let named = |name: &str| {
+            stage_called(&dockerfile, name)
+                .map_err(|d| lint::beside(one(&dockerfile, *d), &dockerfile, &options))
+        };
         let target = options.target.as_deref().map_or(Ok(last), named)?;
         let anew = match &options.anew {
             Anew::Everything => None,
@@ -165,18 +174,22 @@ impl Build {
             Anew::Stages(names) => Some(names.iter().map(|n| named(n)).collect::<Result<_, _>>()?),
         };
         let globals = Globals::new(&dockerfile, &options, target, &mut found);
-        if found.has_errors() {
-            return Err(found);
+        if let Err(why) = lint::start(&dockerfile, &options) {
+            let message = format!("the build argument {INSTEAD}: {why}");
+            found.push(Diagnostic::error("D0002", &dockerfile.source.name, Span::default(), message));
         }
-        found.items.splice(0..0, dockerfile.warnings.items.iter().cloned());
-        let build = Self { dockerfile, options, globals, target, anew, warnings: found };
-        let reached = build.walk(&Bases::new())?;
-        let mut build = build;
-        build.warn(&reached);
+        if found.has_errors() {
+            return Err(lint::beside(found, &dockerfile, &options));
+        }
+        let mut build = Self { dockerfile, options, globals, target, anew, warnings: found };
+        match build.walk(&Bases::new()) {
+            Ok(reached) => build.warn(&reached),
+            Err(found) => return Err(lint::beside(found, &build.dockerfile, &build.options)),
+        }
         Ok(build)
     }
 
-    /// What is worth knowing and stops nothing.
+    /// What is worth knowing and stops nothing; beside it there is [`Build::lint`].
     pub fn warnings(&self) -> &Diagnostics {
         &self.warnings
     }
@@ -477,22 +490,8 @@ impl Build {
         }
     }
 
-    /// Unused build arguments, and names that look like secrets.
+    /// Unused build arguments, and images that are probably stages.
     fn warn(&mut self, reached: &Reached) {
-        for located in reached.stages.values().flat_map(|(_, i)| i) {
-            let (what, names): (_, Vec<&Word>) = match &located.instruction.kind {
-                Kind::Arg(arguments) => ("ARG", arguments.iter().map(|a| &a.name).collect()),
-                Kind::Env(pairs) => ("ENV", pairs.iter().map(|(name, _)| name).collect()),
-                _ => continue,
-            };
-            for name in names.into_iter().filter(|n| metadata::looks_secret(&n.text)) {
-                let message = format!(
-                    "{what} {} looks like a secret: everyone who has the image can read it",
-                    name.text
-                );
-                self.warnings.items.push(Diagnostic::warning("D0211", &located.file, name.span, message));
-            }
-        }
         let all = reached.stages.iter().flat_map(|(i, (_, l))| l.iter().map(|l| (*i, l)));
         for (index, located, from) in
             all.flat_map(|(i, l)| takes_from(&l.instruction).into_iter().map(move |f| (i, l, f)))
@@ -528,15 +527,16 @@ impl Build {
     }
 }
 
-/// What a Dockerfile with errors asks for that cannot be executed, beside those errors, in order of the file.
-pub fn refused(file: &Dockerfile, mut found: Diagnostics, allow: &BTreeSet<Grant>) -> Diagnostics {
+/// What a Dockerfile with errors asks for that cannot be executed, beside those errors, in order of the file; then what
+/// lint rules find in it.
+pub fn refused(file: &Dockerfile, mut found: Diagnostics, options: &BuildOptions) -> Diagnostics {
     for instruction in file.stages.iter().flat_map(|s| &s.instructions) {
         let located = Located { file: file.source.name.clone(), instruction: instruction.clone() };
-        refuse::unsupported(&located, allow, &mut found);
+        refuse::unsupported(&located, &options.allow, &mut found);
     }
     found.items.sort_by_key(|d| d.span);
     found.items.truncate(MAX_ERRORS);
-    found
+    lint::beside(found, file, options)
 }
 
 fn one(file: &Dockerfile, d: Diagnostic) -> Diagnostics {

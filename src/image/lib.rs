@@ -33,7 +33,7 @@ mod writer;
 
 pub use assemble::{assemble, prepare_layer};
 pub use base::{extend, extend_anew, link};
-pub use build::{Asked, Bases, Build, BuildOptions, NamedContext, PinnedBase, refused};
+pub use build::{Asked, Bases, Build, BuildOptions, Look, NamedContext, PinnedBase, refused};
 pub use error::{Blame, StepError};
 pub use form::{Form, in_form};
 pub use key::{KeyContext, key};

@@ -3,6 +3,7 @@
 //! Parsers push into [`Diagnostics`] and go on, so that a person sees every problem at once. Rendering
 //! (colour, snippets) is the edge's business; here are only code, spans, labels and hints.
 
+use crate::exit::ExitCode;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
@@ -71,7 +72,8 @@ pub enum Severity {
 /// One problem of a definition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnostic {
-    /// Stable, searchable code, for example `K0102` (pipeline file) or `D0007` (Dockerfile).
+    /// Stable and searchable: a letter and four digits, for example `K0102` (pipeline file) or `D0007` (Dockerfile), or the
+    /// name of the lint rule that found it.
     pub code: String,
     /// How bad it is.
     pub severity: Severity,
@@ -109,6 +111,10 @@ impl Diagnostic {
     /// A warning.
     pub fn warning(code: &str, file: &str, span: Span, message: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(code, file, span, message) }
+    }
+    /// Whether it is the finding of a lint rule.
+    pub fn is_lint(&self) -> bool {
+        !self.code.ends_with(|c: char| c.is_ascii_digit())
     }
     /// Adds words beneath the span.
     #[must_use]
@@ -161,6 +167,15 @@ impl Diagnostics {
     pub fn has_errors(&self) -> bool {
         self.items.iter().any(|d| d.severity == Severity::Error)
     }
+    /// The exit code that errors ask for: what is valid, and fails by rules that the file itself made errors, is no wrong
+    /// definition.
+    pub fn exit(&self) -> ExitCode {
+        let mut errors = self.items.iter().filter(|d| d.severity == Severity::Error).peekable();
+        match errors.peek().is_some() && errors.all(Diagnostic::is_lint) {
+            true => ExitCode::Failed,
+            false => ExitCode::Usage,
+        }
+    }
     /// The text that a diagnostic points into.
     pub fn source_of(&self, d: &Diagnostic) -> Option<&SourceText> {
         self.sources.iter().find(|s| s.name == d.file)
@@ -190,6 +205,19 @@ impl std::error::Error for Diagnostics {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_rules_that_a_file_made_errors_are_no_wrong_definition() {
+        let exit = |codes: &[&str]| {
+            let mut found = Diagnostics::default();
+            codes.iter().for_each(|c| found.push(Diagnostic::error(c, "f", Span::default(), "x")));
+            found.push(Diagnostic::warning("D0101", "f", Span::default(), "x"));
+            found.exit()
+        };
+        assert_eq!(exit(&["FromAsCasing", "UndefinedVar"]), ExitCode::Failed);
+        assert_eq!(exit(&["FromAsCasing", "D0003"]), ExitCode::Usage);
+        assert_eq!(exit(&["K0102"]), ExitCode::Usage);
+    }
 
     #[test]
     fn positions_count_characters_and_never_panic() {

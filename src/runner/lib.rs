@@ -49,12 +49,16 @@ pub enum RunnerError {
 
 impl RunnerError {
     /// The exit code it asks for.
-    pub const fn exit(&self) -> ExitCode {
+    pub fn exit(&self) -> ExitCode {
         match self {
-            Self::Definition(_) => ExitCode::Usage,
+            Self::Definition(found) => found.exit(),
             Self::Failed(f) => f.exit,
             Self::NotTriggered(_) => ExitCode::Done,
         }
+    }
+    /// Whether nothing but another commit mends it.
+    pub(crate) fn is_of_the_commit(&self) -> bool {
+        matches!(self, Self::Definition(_)) || self.exit() == ExitCode::Usage
     }
     pub(crate) fn outside(e: impl std::fmt::Display) -> Self {
         Self::Failed(Failure::outside(e.to_string()))

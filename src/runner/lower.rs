@@ -3,12 +3,14 @@
 use crate::contexts;
 use crate::settings::Settings;
 use crate::subtree::Subtree;
-use keelway_dockerfile::{Ignore, ignore_file_candidates};
+use keelway_dockerfile::{Ignore, Rule, ignore_file_candidates};
 use keelway_engine::Failure;
-use keelway_image::{Asked, Bases, Build, BuildOptions, PinnedBase};
+use keelway_image::{Asked, Bases, Build, BuildOptions, Look, PinnedBase};
 use keelway_model::oci::{Descriptor, ImageConfig, Manifest};
 use keelway_model::plan::BuildOp;
-use keelway_model::{Diagnostics, ExitCode, ImageRef, Op, Plan, SourceText, Tree, TreeError, TreePath};
+use keelway_model::{
+    Diagnostic, Diagnostics, ExitCode, ImageRef, Op, Plan, SourceText, Span, Tree, TreeError, TreePath,
+};
 use keelway_pipeline::{Definition, Kind};
 use keelway_store::Store;
 use std::io::Read;
@@ -18,6 +20,8 @@ use std::sync::Arc;
 const MAX_TEXT: u64 = 1 << 20;
 /// The longest manifest and the longest config, in bytes.
 const MAX_DOCUMENT: u64 = 4 << 20;
+/// How many warnings are said as lines.
+const MAX_LINES: usize = 10;
 /// How often pinned bases may ask for further ones (by triggers), before we call it endless.
 const MAX_ROUNDS: usize = 16;
 
@@ -29,6 +33,22 @@ pub struct Opened {
     pub ignore: Ignore,
     /// The checked build.
     pub build: Build,
+    /// What is worth knowing of it, with the findings of lint rules. The file may want those to be errors.
+    pub found: Diagnostics,
+}
+
+impl Opened {
+    /// The same, if it may be built.
+    pub fn sound(self) -> Result<Self, OpenError> {
+        if self.found.has_errors() { Err(OpenError::Definition(self.found)) } else { Ok(self) }
+    }
+
+    /// What lint rules find besides, now that bases are pinned.
+    fn found_late(&self, pinned: &Bases) -> Diagnostics {
+        let mut late = self.build.lint(pinned, &self.ignore, Look::Build);
+        late.items.retain(|d| d.is_lint() && !self.found.items.contains(d));
+        late
+    }
 }
 
 /// Why a build cannot be opened.
@@ -42,7 +62,7 @@ pub enum OpenError {
 impl From<OpenError> for Failure {
     fn from(e: OpenError) -> Self {
         match e {
-            OpenError::Definition(d) => Failure::new(ExitCode::Usage, d.to_string()),
+            OpenError::Definition(d) => Failure::new(d.exit(), d.to_string()),
             OpenError::Failed(f) => f,
         }
     }
@@ -78,7 +98,12 @@ fn inside(path: &str, what: &str) -> Result<TreePath, OpenError> {
 }
 
 /// Reads and checks the Dockerfile of a build; blocking.
-pub fn open(source: &Arc<dyn Tree>, op: &BuildOp, settings: &Settings) -> Result<Opened, OpenError> {
+pub fn open(
+    source: &Arc<dyn Tree>,
+    op: &BuildOp,
+    settings: &Settings,
+    look: Look,
+) -> Result<Opened, OpenError> {
     let at = inside(&op.context, "the build context")?;
     let context: Arc<dyn Tree> = if at.is_root() {
         Arc::clone(source)
@@ -96,7 +121,7 @@ pub fn open(source: &Arc<dyn Tree>, op: &BuildOp, settings: &Settings) -> Result
             "{name} does not exist in the source; name the Dockerfile with `file:` (or -f)"
         )));
     };
-    open_text(context, SourceText::new(name, text), op, settings)
+    open_text(context, SourceText::new(name, text), op, settings, look)
 }
 
 /// The same for a Dockerfile that is not in the context.
@@ -105,14 +130,8 @@ pub fn open_text(
     dockerfile: SourceText,
     op: &BuildOp,
     settings: &Settings,
+    look: Look,
 ) -> Result<Opened, OpenError> {
-    let parsed = match keelway_dockerfile::parse_all(&dockerfile) {
-        (parsed, found) if found.has_errors() => {
-            return Err(OpenError::Definition(keelway_image::refused(&parsed, found, &settings.allow)));
-        }
-        (parsed, _) => parsed,
-    };
-    let ignore = ignore_file(&*context, &ignore_file_candidates(&op.file))?;
     let options = BuildOptions {
         args: op.args.clone(),
         target: op.target.clone(),
@@ -125,8 +144,51 @@ pub fn open_text(
         labels: op.labels.clone(),
         anew: op.anew.clone(),
     };
+    let parsed = match keelway_dockerfile::parse_all(&dockerfile) {
+        (parsed, found) if found.has_errors() => {
+            return Err(OpenError::Definition(keelway_image::refused(&parsed, found, &options)));
+        }
+        (parsed, _) => parsed,
+    };
+    let ignore = ignore_file(&*context, &ignore_file_candidates(&op.file))?;
     let build = Build::new(parsed, options).map_err(OpenError::Definition)?;
-    Ok(Opened { context, ignore, build })
+    let mut found = build.warnings().clone();
+    found.merge(build.lint(&Bases::new(), &ignore, look));
+    Ok(Opened { context, ignore, build, found })
+}
+
+/// Everything that is worth knowing of a Dockerfile, and whether what it copies is in its context; blocking.
+pub fn examine(opened: &Opened) -> Diagnostics {
+    let missing = opened.build.missing_sources(&*opened.context, &opened.ignore);
+    let mut found = opened.found.clone();
+    // That it is left out is why it is missing.
+    let is_missing = |d: &Diagnostic| missing.items.iter().any(|m| m.span == d.span);
+    found.items.retain(|d| d.code != Rule::CopyIgnoredFile.name() || !is_missing(d));
+    found.merge(missing);
+    found
+}
+
+/// Warnings as lines with place, source and what to do: the first ones, and how many there are besides.
+pub fn lines(found: &Diagnostics) -> Vec<String> {
+    let line = |d: &Diagnostic| {
+        let (place, source) = match found.source_of(d) {
+            // What concerns the whole file has no line.
+            Some(s) if d.span != Span::default() => {
+                let (line, _) = s.line_col(d.span.start);
+                let text = s.text.lines().nth(line - 1).unwrap_or_default().trim();
+                let text: String = text.chars().take(80).collect();
+                (format!("{}:{line}", d.file), format!("{text}: "))
+            }
+            _ => (d.file.clone(), String::new()),
+        };
+        let hints = d.hints.iter().map(|h| format!("; {h}")).collect::<String>();
+        format!("{place}: {source}{} ({}){hints}", d.message, d.code)
+    };
+    let mut lines: Vec<String> = found.items.iter().take(MAX_LINES).map(line).collect();
+    if found.items.len() > MAX_LINES {
+        lines.push(format!("{} more like these; `keelway lint` shows them", found.items.len() - MAX_LINES));
+    }
+    lines
 }
 
 /// The first of these ignore files that is there.
@@ -146,7 +208,7 @@ pub fn check(
     source: &Arc<dyn Tree>,
     settings: &Settings,
 ) -> Result<Diagnostics, Failure> {
-    checked(definition, plan, source, settings, false)
+    checked(definition, plan, source, settings, Look::Build)
 }
 
 /// The same, and whether what they copy is in their contexts.
@@ -156,7 +218,7 @@ pub fn check_all(
     source: &Arc<dyn Tree>,
     settings: &Settings,
 ) -> Result<Diagnostics, Failure> {
-    checked(definition, plan, source, settings, true)
+    checked(definition, plan, source, settings, Look::File)
 }
 
 fn checked(
@@ -164,18 +226,14 @@ fn checked(
     plan: &Plan,
     source: &Arc<dyn Tree>,
     settings: &Settings,
-    files: bool,
+    look: Look,
 ) -> Result<Diagnostics, Failure> {
     let mut all = Diagnostics::default();
     for node in plan.nodes.iter().filter(|n| n.skip.is_none()) {
         let Op::Build(op) = &node.op else { continue };
-        match open(source, op, settings) {
-            Ok(opened) => {
-                all.merge(opened.build.warnings().clone());
-                if files {
-                    all.merge(opened.build.missing_sources(&*opened.context, &opened.ignore));
-                }
-            }
+        match open(source, op, settings, look) {
+            Ok(opened) if look == Look::File => all.merge(examine(&opened)),
+            Ok(opened) => all.merge(opened.found),
             Err(OpenError::Definition(mut d)) => {
                 // The name of a target stands in the pipeline file, and there it is to be mended.
                 let wanted = definition.stage(&node.name).and_then(|s| match &s.kind {
@@ -208,18 +266,21 @@ fn checked(
     Ok(all)
 }
 
-/// Pins every base, as `pin` says, and lowers the build.
+/// Pins every base, as `pin` says, and lowers the build. Beside the plan there is what lint rules find now that the bases are
+/// known.
 pub(crate) async fn lower<F: Future<Output = Result<PinnedBase, Failure>>>(
     opened: &Opened,
     pull: bool,
     pin: impl Fn(ImageRef) -> F,
-) -> Result<Plan, Failure> {
-    let definition = |d: Diagnostics| Failure::new(ExitCode::Usage, d.to_string());
+) -> Result<(Plan, Diagnostics), Failure> {
+    let definition = |d: Diagnostics| Failure::new(d.exit(), d.to_string());
     let mut pinned = Bases::new();
     for _ in 0..MAX_ROUNDS {
         let missing = opened.build.bases(&pinned).map_err(definition)?;
         if missing.is_empty() {
-            return opened.build.lower(&pinned).map_err(definition);
+            let plan = opened.build.lower(&pinned).map_err(definition)?;
+            let late = if pinned.is_empty() { Diagnostics::default() } else { opened.found_late(&pinned) };
+            return if late.has_errors() { Err(definition(late)) } else { Ok((plan, late)) };
         }
         for name in missing {
             let place = opened.build.place_of(&name);

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use keelway_container::network::{Networks, Settings as NetworkSettings, Uplink};
 use keelway_dockerfile::Ignore;
 use keelway_engine::{CancelToken, Ctx, Failure, Perform, Performed};
-use keelway_image::{Blame, KeyContext, StepError};
+use keelway_image::{Blame, KeyContext, Look, StepError};
 use keelway_model::oci::{Descriptor, ImageConfig};
 use keelway_model::plan::{AssembleOp, BaseOp, BuildOp, Chain, ExecOp, Network};
 use keelway_model::{
@@ -217,10 +217,10 @@ impl Performer {
         let text = self.dockerfile.clone();
         let opened = blocking(move || {
             let opened = match text {
-                Some(text) => lower::open_text(tree, text, &wanted, &settings),
-                None => lower::open(&tree, &wanted, &settings),
+                Some(text) => lower::open_text(tree, text, &wanted, &settings, Look::Build),
+                None => lower::open(&tree, &wanted, &settings, Look::Build),
             };
-            opened.map_err(Failure::from)
+            opened.and_then(lower::Opened::sound).map_err(Failure::from)
         })
         .await?;
         let pin = |name: ImageRef| {
@@ -229,7 +229,10 @@ impl Performer {
                 self.pins.pin(ctx, self.store(), &telling(&self.registry, ctx), &name, &op.platform).await
             }
         };
-        let plan = lower::lower(&opened, self.settings.pull, pin).await?;
+        let (plan, late) = lower::lower(&opened, self.settings.pull, pin).await?;
+        for line in lower::lines(&late) {
+            ctx.notice(line).await;
+        }
         if plan.nodes.iter().any(|n| matches!(&n.op, Op::Exec(e) if e.network == Network::Host)) {
             ctx.notice("a RUN of this build shares this machine's network, and reaches its loopback").await;
         }

@@ -6,6 +6,7 @@ use crate::settings::Settings;
 use crate::source::Pinned;
 use crate::{RunnerError, blocking, lower};
 use keelway_engine::{CancelToken, Failure, Options, Perform, RunReport, StepCache, Tee};
+use keelway_image::Look;
 use keelway_ledger::{AttemptHandle, Ledger, NewRun};
 use keelway_model::plan::BuildOp;
 use keelway_model::{
@@ -234,7 +235,35 @@ pub struct Built {
     pub caches: Vec<Result<String, Failure>>,
 }
 
-/// Builds one image: the same code as a stage of a pipeline, recorded nowhere.
+impl SingleBuild {
+    /// Its Dockerfile, read and checked.
+    async fn open(&self, settings: &Settings, look: Look) -> Result<lower::Opened, RunnerError> {
+        let (tree, op, text, given) =
+            (Arc::clone(&self.tree), self.op.clone(), self.dockerfile.clone(), settings.clone());
+        let opened = tokio::task::spawn_blocking(move || match text {
+            Some(text) => lower::open_text(tree, text, &op, &given, look),
+            None => lower::open(&tree, &op, &given, look),
+        })
+        .await
+        .map_err(|e| Failure::bug(format!("a worker of Keelway failed: {e}")))?;
+        opened.map_err(|e| match e {
+            lower::OpenError::Definition(d) => RunnerError::Definition(d),
+            lower::OpenError::Failed(f) => RunnerError::Failed(f),
+        })
+    }
+}
+
+/// Everything that is worth knowing of a Dockerfile, without building it: `keelway lint DIR`.
+///
+/// # Errors
+/// It is not valid; what is then known stands in the error.
+pub async fn lint_dockerfile(settings: &Settings, single: SingleBuild) -> Result<Diagnostics, RunnerError> {
+    let opened = single.open(settings, Look::File).await?;
+    blocking(move || Ok(lower::examine(&opened))).await.map_err(RunnerError::from)
+}
+
+/// Builds one image: the same code as a stage of a pipeline, recorded nowhere. `warn` hears what is worth knowing of the
+/// Dockerfile before anything is built.
 ///
 /// # Errors
 /// The Dockerfile is not valid, or the engine could not start. A step that fails is in the report.
@@ -242,23 +271,16 @@ pub async fn build_image(
     settings: &Settings,
     workspace: &Workspace,
     single: SingleBuild,
+    warn: &dyn Fn(&Diagnostics),
     show: Box<dyn EventSink>,
     cancel: CancelToken,
 ) -> Result<Built, RunnerError> {
-    let (tree, op, text, given) =
-        (Arc::clone(&single.tree), single.op.clone(), single.dockerfile.clone(), settings.clone());
     // Opened once before anything is shown, so that a broken file is reported as one.
-    let opened = tokio::task::spawn_blocking(move || match text {
-        Some(text) => lower::open_text(tree, text, &op, &given),
-        None => lower::open(&tree, &op, &given),
-    })
-    .await
-    .map_err(|e| Failure::bug(format!("a worker of Keelway failed: {e}")))?;
-    match opened {
-        Ok(_) => {}
-        Err(lower::OpenError::Definition(d)) => return Err(RunnerError::Definition(d)),
-        Err(lower::OpenError::Failed(f)) => return Err(RunnerError::Failed(f)),
+    let opened = single.open(settings, Look::Build).await?;
+    if opened.found.has_errors() {
+        return Err(RunnerError::Definition(opened.found));
     }
+    warn(&opened.found);
     // Nothing outside decides `created`: not the clock, not the place.
     let subject = Subject { tree: single.tree, commit: None, branch: None, created: settings.build_time };
     let performer = Arc::new(

@@ -10,10 +10,10 @@ use crate::perform::Workspace;
 use crate::run::{begin, execute_begun, new_run, prepare};
 use crate::settings::Settings;
 use crate::source::{Pinned, at_commit, fetching};
-use crate::{RunnerError, blocking};
+use crate::{RunnerError, blocking, lower};
 use keelway_engine::{CancelToken, Failure};
 use keelway_ledger::{Ledger, NewRun, QueuedCommit};
-use keelway_model::{CommitId, EventSink, ExitCode, Outcome, RunId, StageName};
+use keelway_model::{CommitId, EventSink, Outcome, RunId, StageName};
 use keelway_pipeline::{Event, Selection};
 use keelway_source::{Advance, GitSettings, Mirror, RepoUrl, SourceError};
 use std::sync::Arc;
@@ -174,10 +174,12 @@ impl Watching<'_> {
                 self.watcher.say(&format!("{short}: not run: {reason}"));
                 return Ok(());
             }
-            // Nothing but another commit mends these.
-            Err(e) if e.exit() == ExitCode::Usage => return self.refuse(&entry, refused, e).await,
+            Err(e) if e.is_of_the_commit() => return self.refuse(&entry, refused, e).await,
             Err(e) => return Err(e),
         };
+        for line in lower::lines(&prepared.warnings) {
+            self.watcher.say(&format!("{short}: {line}"));
+        }
         let (new, position) = (new_run(&prepared), entry.position);
         let run = self.with_ledger(move |l| l.run_queued(position, &new)).await?;
         // Another watcher of this branch may be at it.
@@ -199,7 +201,7 @@ impl Watching<'_> {
                 }
             }
             // Recorded as its end; the next commit may be better.
-            Err(e) if e.exit() == ExitCode::Usage => self.watcher.refused(&entry.commit, &run, &e),
+            Err(e) if e.is_of_the_commit() => self.watcher.refused(&entry.commit, &run, &e),
             Err(e) => return Err(e),
         }
         Ok(())

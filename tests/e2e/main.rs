@@ -18,6 +18,7 @@ mod fetching;
 mod fleet;
 mod kill;
 mod limits;
+mod lint;
 mod mounts;
 mod network;
 mod oci;
@@ -86,6 +87,7 @@ fn main() {
         bad_input::TESTS,
         kill::TESTS,
         limits::TESTS,
+        lint::TESTS,
         mounts::TESTS,
         network::TESTS,
         oci::TESTS,

@@ -51,6 +51,22 @@ pub async fn open(
     Ok(opened)
 }
 
+/// The Dockerfile of a folder, where nothing is built and nothing is fetched.
+pub fn local(dir: &Path, file: Option<&Path>) -> Result<Opened, CommandError> {
+    let Place::Folder(dir) = place(dir)? else {
+        return Err(CommandError::usage(format!(
+            "{}: only Dockerfiles of folders are looked at",
+            dir.display()
+        )));
+    };
+    let tree = folder(dir)?;
+    let (file, dockerfile) = match file {
+        Some(file) => dockerfile(file, dir)?,
+        None => ("Dockerfile".to_owned(), None),
+    };
+    Ok(Opened { tree, file, dockerfile })
+}
+
 async fn main(
     context: &Context,
     settings: &mut Settings,

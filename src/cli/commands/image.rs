@@ -9,7 +9,7 @@ use crate::outcome::CommandError;
 use crate::{cache_args, output_args, render, secret_args, settings};
 use keelway_engine::Failure;
 use keelway_model::plan::{Anew, BuildOp, Grant, ImageOutput, Network};
-use keelway_model::{Bytes, Digest, ImageRef, Platform, Tag};
+use keelway_model::{Bytes, Diagnostics, Digest, ImageRef, Limits, Platform, Tag};
 use keelway_registry::{Progress, Stage};
 use keelway_runner::run::{Built, SingleBuild, build_image, image_of};
 use keelway_runner::{RunnerError, Settings, Workspace};
@@ -63,6 +63,28 @@ pub fn build_args(words: &[String]) -> Result<BTreeMap<String, String>, CommandE
     Ok(args)
 }
 
+/// The one build that is wanted, with nothing beyond what every build has.
+pub fn single(
+    from: build_context::Opened,
+    target: Option<String>,
+    args: BTreeMap<String, String>,
+    network: Network,
+) -> SingleBuild {
+    let op = BuildOp {
+        context: ".".into(),
+        file: from.file,
+        target,
+        args,
+        platform: Platform::host(),
+        limits: Limits::default(),
+        network,
+        runtime: None,
+        labels: Default::default(),
+        anew: Anew::Nothing,
+    };
+    SingleBuild { tree: from.tree, op, dockerfile: from.dockerfile, caches: Default::default() }
+}
+
 /// `image build`.
 pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<(), CommandError> {
     let mut settings = settings::settings(&context.global, names, &context.machine)?;
@@ -105,21 +127,14 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
         (None, Some(date)) => _ = given.insert(SOURCE_DATE.into(), date.clone()),
         (None, None) => {}
     }
-    let op = BuildOp {
-        context: ".".into(),
-        file: from.file,
-        target: args.target,
-        args: given,
-        platform: Platform::host(),
-        limits: args.limits.limits(),
-        network,
-        runtime: None,
-        labels,
-        anew,
-    };
-    let single = SingleBuild { tree: from.tree, op, dockerfile: from.dockerfile, caches };
+    let mut single = single(from, args.target, given, network);
+    single.op.limits = args.limits.limits();
+    single.op.labels = labels;
+    single.op.anew = anew;
+    single.caches = caches;
     let show = render::events(&style, render::Record::Nowhere);
-    let report = build_image(&settings, &workspace, single, show, context.cancel.token()).await;
+    let warn = |found: &Diagnostics| context.warn(found);
+    let report = build_image(&settings, &workspace, single, &warn, show, context.cancel.token()).await;
     let done = match built(report) {
         Ok((image, caches)) => {
             let delivered = delivery.deliver(context, &settings, &workspace, &image).await;

@@ -56,10 +56,16 @@ impl Context {
         let json = serde_json::to_string(value).map_err(CommandError::outside)?;
         self.print(&format!("{json}\n"))
     }
-    /// Shows what is worth knowing about a definition and stops nothing.
+    /// Shows what is worth knowing about a definition and stops nothing: the first of it.
     pub fn warn(&self, found: &Diagnostics) {
-        if !self.global.quiet && !found.items.is_empty() {
-            let _ = io::stderr().write_all(render::diagnostics(found, &self.style).as_bytes());
+        if self.global.quiet || found.items.is_empty() {
+            return;
+        }
+        let mut shown = found.clone();
+        shown.items.truncate(WARNINGS);
+        let _ = io::stderr().write_all(render::diagnostics(&shown, &self.style).as_bytes());
+        if let more @ 1.. = found.items.len() - shown.items.len() {
+            self.say(&format!("{more} more; `keelway lint` shows all"));
         }
     }
     /// Says something beside the result.
@@ -155,6 +161,9 @@ fn log(machine: &Machine) {
     }
 }
 
+/// How many warnings are shown by a command that has more to say.
+const WARNINGS: usize = 10;
+
 /// How a command takes a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
@@ -235,7 +244,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
     match verb {
         Verb::Run { stages, source, names } => run::run(context, &stages, &source, &names).await,
         Verb::Plan { stages, source, names } => plan::plan(context, &stages, &source, &names).await,
-        Verb::Lint { place, dirty: _ } => plan::lint(context, &place).await,
+        Verb::Lint(args) => plan::lint(context, *args).await,
         Verb::Explain { code } => plan::explain(context, &code),
         Verb::Watch { repo, git_ssh_config, branch, every, once, names } => {
             let wanted = watch::WatchArgs { repo, git_ssh_config, branch, every, once };

@@ -1,14 +1,14 @@
 //! `keelway plan`, `keelway lint`, `keelway explain`.
 
-use super::Context;
 use super::run::{pinned, wanted};
-use crate::args::{Format, Names, Place, Source};
+use super::{Context, build_context, image};
+use crate::args::{Format, LintArgs, Names, Source};
 use crate::outcome::CommandError;
 use crate::{render, settings};
-use keelway_model::ExitCode;
+use keelway_model::plan::Network;
 use keelway_pipeline::Event;
 use keelway_runner::RunnerError;
-use keelway_runner::run::{lint as linted, prepare};
+use keelway_runner::run::{lint as linted, lint_dockerfile, prepare};
 use keelway_runner::source::pin;
 use keelway_runner::watch;
 
@@ -32,13 +32,24 @@ pub async fn plan(
     }
 }
 
-/// Every problem of the definition.
-pub async fn lint(context: &Context, place: &Place) -> Result<(), CommandError> {
+/// Every problem of the definition, or of one Dockerfile.
+pub async fn lint(context: &Context, args: LintArgs) -> Result<(), CommandError> {
     let settings = settings::settings(&context.global, &Names::default(), &context.machine)?;
-    let source = Source { place: place.clone(), dirty: place.repo.is_none() };
-    let pinned = pin(&settings, wanted(&source)?, &context.cancel.token()).await?;
-    let searched = pinned.searched.clone();
-    let found = match linted(&settings, pinned).await {
+    let of_a_build = args.file.is_some() || args.target.is_some() || !args.build_arg.is_empty();
+    let (found, searched) = if args.dir.is_some() || of_a_build {
+        let dir = args.dir.unwrap_or_else(|| ".".into());
+        let from = build_context::local(&dir, args.file.as_deref())?;
+        let searched = args.file.unwrap_or_else(|| dir.join(&from.file)).display().to_string();
+        let given = image::build_args(&args.build_arg)?;
+        let single = image::single(from, args.target, given, Network::Private);
+        (lint_dockerfile(&settings, single).await, searched)
+    } else {
+        let source = Source { dirty: args.place.repo.is_none(), place: args.place };
+        let pinned = pin(&settings, wanted(&source)?, &context.cancel.token()).await?;
+        let searched = pinned.searched.clone();
+        (linted(&settings, pinned).await, searched)
+    };
+    let found = match found {
         Ok(found) | Err(RunnerError::Definition(found)) => found,
         Err(e) => return Err(e.into()),
     };
@@ -49,7 +60,7 @@ pub async fn lint(context: &Context, place: &Place) -> Result<(), CommandError> 
         Format::Text => context.print(&render::diagnostics(&found, &context.style))?,
     }
     if errors {
-        return Err(CommandError::Ended(ExitCode::Usage));
+        return Err(CommandError::Ended(found.exit()));
     }
     context.say(&format!("no errors in {searched}"));
     Ok(())
@@ -63,7 +74,7 @@ pub fn explain(context: &Context, code: &str) -> Result<(), CommandError> {
         }
         Some(text) => context.print(&format!("{}\n", text.trim_end())),
         None => Err(CommandError::usage(format!(
-            "{code:?} is no code of a diagnostic; it stands in brackets, for example error[K0102]"
+            "{code:?} is no code of a diagnostic and no lint rule; it stands in brackets, for example error[K0102]"
         ))),
     }
 }

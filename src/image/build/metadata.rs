@@ -44,23 +44,23 @@ pub(super) fn is_signal(text: &str) -> bool {
         || real_time("RTMAX", '-', 14)
 }
 
-/// Whether a name says that its value is a secret (BuildKit's rule SecretsUsedInArgOrEnv).
+/// Whether a name says that its value is a secret (rule SecretsUsedInArgOrEnv): one of its words does, and none
+/// says that it is none.
 pub(super) fn looks_secret(name: &str) -> bool {
-    let mut parts = name.split('_').map(str::to_ascii_lowercase);
-    let secret = |p: &str| {
-        matches!(
-            p,
-            "apikey"
-                | "auth"
-                | "credential"
-                | "credentials"
-                | "key"
-                | "password"
-                | "pword"
-                | "passwd"
-                | "secret"
-                | "token"
-        )
-    };
-    !name.to_ascii_lowercase().split('_').any(|p| p == "public") && parts.any(|p| secret(&p))
+    const SECRET: [&str; 10] = [
+        "apikey",
+        "auth",
+        "credential",
+        "credentials",
+        "key",
+        "passwd",
+        "password",
+        "pword",
+        "secret",
+        "token",
+    ];
+    const HARMLESS: [&str; 3] = ["file", "public", "version"];
+    let name = name.to_ascii_lowercase();
+    let has = |words: &[&str]| name.split('_').any(|w| words.contains(&w));
+    has(&SECRET) && !has(&HARMLESS)
 }

@@ -14,6 +14,11 @@ pub(super) fn is_proxy(name: &str) -> bool {
     PROXIES.iter().any(|p| *p == name || p.to_lowercase() == name)
 }
 
+/// Variables of the reference that are settings of its scanner, and never set.
+pub(super) fn is_scanner_setting(name: &str) -> bool {
+    matches!(name, "BUILDKIT_SBOM_SCAN_CONTEXT" | "BUILDKIT_SBOM_SCAN_STAGE")
+}
+
 /// Arguments that a builder takes for itself.
 pub(super) fn is_builtin(name: &str) -> bool {
     name.starts_with("BUILDKIT_") || name == "SOURCE_DATE_EPOCH"

@@ -7,25 +7,61 @@
 use super::budget::{Budget, UsedUp, Vars};
 use super::{Bases, Build, From, Located, Reached};
 use crate::seed::literal;
-use keelway_dockerfile::{Command, Kind, MAX_ERRORS, Word, expand};
+use keelway_dockerfile::{Command, Kind, Lint, MAX_ERRORS, Word, expand};
 use keelway_model::oci::{DEFAULT_PATH, Descriptor, History, ImageConfig};
 use keelway_model::plan::{AssembleOp, BaseOp, CopyFrom, CopyOp, Unpack};
 use keelway_model::{Diagnostic, Diagnostics, Digest, Hasher, NodeId, Op, Plan};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
 mod config;
+mod lint;
 pub(super) mod mounts;
 mod steps;
 #[cfg(test)]
 mod tests;
+
+pub(super) use lint::Linting;
+use lint::Seen;
 
 /// Where heredoc scripts with a `#!` line lie while they run.
 const SCRIPTS: &str = "/dev/pipes/";
 
 /// Lowers everything the target reaches, in the order of the file.
 pub(super) fn lower(build: &Build, pinned: &Bases, reached: &Reached) -> Result<Plan, Diagnostics> {
+    let Lower { mut plan, mut found, mut done, .. } = pass(build, pinned, reached, None);
+    found.items.truncate(MAX_ERRORS);
+    match done.remove(&build.target) {
+        Some(mut end) if !found.has_errors() => {
+            end.config.config.labels.extend(build.options.labels.clone());
+            let op = AssembleOp { config: Box::new(end.config), base: end.root, history: end.history };
+            let node = plan.add("image", vec![end.chain], Op::Assemble(op));
+            plan.result = Some(node);
+            Ok(plan)
+        }
+        _ => Err(found),
+    }
+}
+
+/// Looks at the same instructions in the same order for findings of lint rules; what cannot be planned is passed over.
+pub(super) fn lint<'b>(
+    build: &'b Build,
+    pinned: &'b Bases,
+    reached: &Reached,
+    linting: Linting<'b>,
+) -> Option<Lint<'b>> {
+    pass(build, pinned, reached, Some(RefCell::new(linting))).linting.map(|l| l.into_inner().lint)
+}
+
+fn pass<'b>(
+    build: &'b Build,
+    pinned: &'b Bases,
+    reached: &Reached,
+    linting: Option<RefCell<Linting<'b>>>,
+) -> Lower<'b> {
     let mut lower = Lower {
         build,
+        linting,
         pinned,
         plan: Plan::default(),
         found: Diagnostics::of(build.dockerfile.source.clone()),
@@ -47,18 +83,7 @@ pub(super) fn lower(build: &Build, pinned: &Bases, reached: &Reached) -> Result<
             break;
         }
     }
-    let Lower { mut plan, mut found, mut done, .. } = lower;
-    found.items.truncate(MAX_ERRORS);
-    match done.remove(&build.target) {
-        Some(mut end) if !found.has_errors() => {
-            end.config.config.labels.extend(build.options.labels.clone());
-            let op = AssembleOp { config: Box::new(end.config), base: end.root, history: end.history };
-            let node = plan.add("image", vec![end.chain], Op::Assemble(op));
-            plan.result = Some(node);
-            Ok(plan)
-        }
-        _ => Err(found),
-    }
+    lower
 }
 
 /// A stage as it grows.
@@ -78,10 +103,14 @@ struct State {
     cmd_set: bool,
     /// What a copy of this takes, in bytes.
     size: usize,
+    /// What only lint rules ask for.
+    seen: Seen,
 }
 
 struct Lower<'a> {
     build: &'a Build,
+    /// Where only findings are wanted.
+    linting: Option<RefCell<Linting<'a>>>,
     pinned: &'a Bases,
     plan: Plan,
     found: Diagnostics,
@@ -129,9 +158,13 @@ impl Lower<'_> {
             None if stages.len() > 1 => format!("stage-{index} "),
             None => String::new(),
         };
+        self.base_platform(&stages[index], from);
         let mut state = match from {
             From::Stage(below) => match self.take(*below) {
-                Ok(Some(state)) => State { cmd_set: false, ..state },
+                Ok(Some(state)) => {
+                    let seen = state.seen.for_another_stage();
+                    State { cmd_set: false, seen, ..state }
+                }
                 Ok(None) => return,
                 Err(e) => {
                     let stage = &stages[index];
@@ -218,6 +251,7 @@ impl Lower<'_> {
             history: Vec::new(),
             cmd_set: false,
             size: 0,
+            seen: Seen::of_a_base(matches!(from, From::Image(i) if !self.pinned.contains_key(i))),
             config,
         };
         for (i, entry) in state.config.config.env.iter().enumerate() {
@@ -296,7 +330,9 @@ impl Lower<'_> {
     }
 
     fn value(&self, state: &State, step: &Step<'_>, word: &Word) -> Planned<String> {
-        let value = expand(&word.text, &state.env, self.build.dockerfile.escape)
+        let escape = self.build.dockerfile.escape;
+        let value = self
+            .watched(state, step, word.span, |env| expand(&word.text, env, escape))
             .map_err(|e| step.error("D0204", word, e.to_string()))?;
         self.charge(step, value.len())?;
         Ok(value)

@@ -527,20 +527,6 @@ fn identities_stay_when_content_changes() {
 }
 
 #[test]
-fn names_of_secrets_warn() {
-    let text = "FROM base\nARG API_TOKEN\nENV DB_PASSWORD=x PUBLIC_KEY=y KEYBOARD=z\n";
-    let build = Build::new(parse(&SourceText::new("Dockerfile", text)).unwrap(), options()).unwrap();
-    let said = build.warnings().to_string();
-    assert!(
-        said.contains("API_TOKEN")
-            && said.contains("DB_PASSWORD")
-            && !said.contains("PUBLIC_KEY")
-            && !said.contains("KEYBOARD"),
-        "{said}"
-    );
-}
-
-#[test]
 fn names_of_nodes_are_one_harmless_line() {
     let p = plan(&format!("FROM base\nRUN a\u{1b}[2J \\\n b {}\n", "x".repeat(500)));
     let name = names(&p)[1];
@@ -567,7 +553,7 @@ fn an_image_is_known_by_where_it_is_asked_for() {
 fn a_file_with_errors_is_looked_through_for_others() {
     let source = SourceText::new("Dockerfile", "FROM base\nWORKDR /x\nRUN --device=x true\n");
     let (file, found) = keelway_dockerfile::parse_all(&source);
-    let all = super::refused(&file, found, &Default::default());
+    let all = super::refused(&file, found, &options());
     let codes: Vec<&str> = all.items.iter().map(|d| d.code.as_str()).collect();
     assert_eq!(codes, ["D0003", "D0201"]);
 }

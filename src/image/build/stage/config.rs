@@ -18,8 +18,10 @@ impl Lower<'_> {
             if key.is_empty() || key.contains(['=', '\0']) {
                 return Err(step.error("D0204", name, format!("{key:?} cannot be the name of a variable")));
             }
+            self.secret(step, name.span, &key);
             values.push((key, text));
         }
+        self.old_form(step);
         // Only now: no value sees another of the same instruction.
         let mut said = Vec::with_capacity(values.len());
         for (key, text) in values {
@@ -47,6 +49,7 @@ impl Lower<'_> {
         let mut said = Vec::new();
         for argument in arguments {
             let name = self.value(state, step, &argument.name)?;
+            self.secret(step, argument.name.span, &name);
             let options = &self.build.options;
             let proxy =
                 || options.proxy.iter().find(|(n, _)| *n == name && is_proxy(n)).map(|(_, v)| v.clone());
@@ -60,6 +63,7 @@ impl Lower<'_> {
                 state.env.set(&name, &value);
                 state.args.set(&name, &value);
             }
+            state.seen.declare(name);
         }
         self.record(state, step, format!("ARG {}", said.join(" ")), Layer::None)
     }
@@ -70,6 +74,7 @@ impl Lower<'_> {
         step: &Step<'_>,
         pairs: &[(Word, Word)],
     ) -> Planned<()> {
+        self.old_form(step);
         let mut said = Vec::new();
         for (name, value) in pairs {
             let (key, text) = (self.value(state, step, name)?, self.value(state, step, value)?);
@@ -85,6 +90,7 @@ impl Lower<'_> {
             let several = expand_words(&word.text, &state.env, self.build.dockerfile.escape)
                 .map_err(|e| step.error("D0204", word, e.to_string()))?;
             for port in several {
+                self.port(step, word.span, &port);
                 let several = ports(&port).map_err(|e| step.error("D0206", word, e))?;
                 self.charge(step, several.iter().map(|p| p.len() + 16).sum())?;
                 said.extend(several);
@@ -127,6 +133,8 @@ impl Lower<'_> {
 
     pub(super) fn cmd(&mut self, state: &mut State, step: &Step<'_>, command: &Command) -> Planned<()> {
         let argv = argv(state, command);
+        self.shell_form(state, step, command);
+        self.once(state, step);
         let created_by = format!("CMD {}", json(&argv));
         state.cmd_set = true;
         state.config.config.cmd = Some(argv);
@@ -140,6 +148,8 @@ impl Lower<'_> {
         command: &Command,
     ) -> Planned<()> {
         let argv = argv(state, command);
+        self.shell_form(state, step, command);
+        self.once(state, step);
         let created_by = format!("ENTRYPOINT {}", json(&argv));
         if !state.cmd_set {
             state.config.config.cmd = None;
@@ -149,6 +159,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn healthcheck(&mut self, state: &mut State, step: &Step<'_>, health: &Health) -> Planned<()> {
+        self.once(state, step);
         let check = healthcheck(health);
         let created_by = format!("HEALTHCHECK {}", json(&check.test));
         state.config.config.healthcheck = Some(check);

@@ -33,6 +33,7 @@ impl Lower<'_> {
         if text.contains('\0') {
             return Err(step.error("D0206", word, "a path cannot hold a NUL character"));
         }
+        self.relative(state, step, word.span, &text);
         let path = absolute(state.config.config.working_dir.as_deref(), &text);
         state.config.config.working_dir = Some(path.clone());
         let created_by = format!("WORKDIR {path}");
@@ -135,6 +136,7 @@ impl Lower<'_> {
         unpack: Unpack,
     ) -> Planned<()> {
         let Sources { paths: sources, addresses } = self.sources(state, step, t)?;
+        self.ignored(step, t, &sources);
         let (said_dest, dest) = self.destination(state, step, t)?;
         let chown = match &t.chown {
             Some(word) => {
@@ -364,7 +366,7 @@ impl Lower<'_> {
         for h in &t.contents {
             let body = h.body();
             let body = if h.expand {
-                expand_heredoc(&body, &state.env).map_err(|e| {
+                self.watched(state, step, h.span, |env| expand_heredoc(&body, env)).map_err(|e| {
                     Box::new(step.located.error("D0204", h.span, format!("heredoc {}: {e}", h.name)))
                 })?
             } else {
