@@ -3,6 +3,7 @@
 use crate::container_args::ContainerVerb;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use keelway_container::network::Range;
+use keelway_model::Bytes;
 use std::path::PathBuf;
 
 /// From a commit to running replicas: build, test, push, roll out.
@@ -160,6 +161,7 @@ impl Verb {
             | Self::Plan { .. }
             | Self::Watch { .. }
             | Self::Image(_)
+            | Self::Store(_)
             | Self::Container(_) => true,
             Self::Lint(_) | Self::Explain { .. } | Self::Runs(_) | Self::Deploy(_) | Self::Doctor => false,
         }
@@ -232,6 +234,9 @@ pub enum Verb {
     /// Containers of this machine
     #[command(subcommand)]
     Container(ContainerVerb),
+    /// The store of images and caches
+    #[command(subcommand)]
+    Store(StoreVerb),
     /// What runs on a target's hosts
     #[command(subcommand)]
     Deploy(DeployVerb),
@@ -242,6 +247,13 @@ pub enum Verb {
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {
     keelway_model::parse_duration(text).map_err(|e| e.to_string())
+}
+
+fn until_filter(text: &str) -> Result<std::time::Duration, String> {
+    match text.split_once('=') {
+        Some(("until", value)) => duration(value),
+        _ => Err("the one filter is until=DURATION, for example until=168h".into()),
+    }
 }
 
 /// What `keelway lint` looks at: a pipeline, or with DIR or a flag of builds one Dockerfile.
@@ -363,6 +375,57 @@ pub enum ImageVerb {
     },
     /// List the images that have a name
     Ls,
+    /// Remove what nothing needs, the least recently used first; shows what before it does so
+    #[command(
+        after_help = "Never removed: what a build, a container or a deployment needs, and, without --all, images that have a name.\n\nExamples:\n  keelway image prune --dry-run            what would go, and why the rest stays\n  keelway image prune --keep-storage 20G\n  keelway image prune --until 168h --yes   what was not used for a week\n  keelway image prune --all"
+    )]
+    Prune(PruneArgs),
+}
+
+/// What shall be removed.
+#[derive(Debug, Clone, Args)]
+pub struct PruneArgs {
+    /// Images that have a name, too, and down to nothing: all that no container, deployment or running build needs
+    #[arg(long, short = 'a')]
+    pub all: bool,
+    /// Until the store takes no more than this [default: its limit; 0 with --all or --until]
+    #[arg(long, value_name = "SIZE", visible_alias = "max-used-space")]
+    pub keep_storage: Option<Bytes>,
+    /// Until so much of its disk is free
+    #[arg(long, value_name = "SIZE", visible_alias = "min-free-space")]
+    pub keep_free: Option<Bytes>,
+    /// Only what was not used for so long
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub until: Option<std::time::Duration>,
+    /// The same, as docker says it: until=DURATION
+    #[arg(long, value_name = "FILTER", value_parser = until_filter, conflicts_with = "until")]
+    pub filter: Option<std::time::Duration>,
+    /// Show the plan, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do it without asking
+    #[arg(long, short = 'y', visible_short_alias = 'f', visible_alias = "force")]
+    pub yes: bool,
+}
+
+/// The store of images and caches.
+#[derive(Debug, Subcommand)]
+pub enum StoreVerb {
+    /// Say what takes how much room, and why it stays
+    #[command(after_help = "Example:\n  keelway store df")]
+    Df,
+    /// Look whether everything in it is what it says it is
+    #[command(
+        after_help = "Ends with 4 when something is wrong. Builds may go on meanwhile.\n\nExamples:\n  keelway store check               names, records and lengths\n  keelway store check --read-data   every byte: as long as reading the store takes\n  keelway store check --repair"
+    )]
+    Check {
+        /// Read every byte: blobs against their digests, files against the layers that they are
+        #[arg(long)]
+        read_data: bool,
+        /// Remove what is damaged, so that it is pulled or made again when it is needed
+        #[arg(long)]
+        repair: bool,
+    },
 }
 
 /// What runs on a target's hosts.

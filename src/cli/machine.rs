@@ -31,6 +31,10 @@ pub struct Machine {
     pub source_date: Option<String>,
     /// `KEELWAY_CLOCK`: seconds since the epoch at which Keelway's clock stands still; for tests.
     pub clock: Option<Timestamp>,
+    /// `KEELWAY_KEEP_STORAGE`: how many bytes the store may take.
+    pub keep_storage: Option<String>,
+    /// `KEELWAY_KEEP_FREE`: how many bytes stay free on its disk.
+    pub keep_free: Option<String>,
     /// `KEELWAY_LOG`: a filter for developers' logs.
     pub log: Option<String>,
     /// Whether this is the machine's root.
@@ -66,6 +70,8 @@ impl Machine {
             git_token: text("KEELWAY_GIT_TOKEN").map(Redacted::new),
             source_date: text("SOURCE_DATE_EPOCH"),
             clock: seconds("KEELWAY_CLOCK"),
+            keep_storage: text("KEELWAY_KEEP_STORAGE"),
+            keep_free: text("KEELWAY_KEEP_FREE"),
             log: text("KEELWAY_LOG"),
             root: !rootless && std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0),
             rootless,

@@ -9,7 +9,7 @@ use keelway_model::clock::{FixedClock, SystemClock};
 use keelway_model::plan::Grant;
 use keelway_model::{Clock, Redacted, Timestamp};
 use keelway_registry::{Credentials, RegistrySettings, docker_config};
-use keelway_runner::Settings;
+use keelway_runner::{Collection, Settings};
 use keelway_source::{GitSettings, Login, Origin, RepoUrl, Transport};
 use std::fs;
 use std::io::{self, Write};
@@ -191,6 +191,20 @@ pub fn build_time(source_date: Option<&str>) -> Result<Timestamp, CommandError> 
     }
 }
 
+/// How large the store may grow, and what must stay in it.
+pub fn collection(state: &Path, machine: &Machine) -> Result<Collection, CommandError> {
+    let size = |name: &str, text: &Option<String>| {
+        let parse = |t: &String| t.parse().map_err(|e| CommandError::usage(format!("{name}: {e}")));
+        text.as_ref().map(parse).transpose()
+    };
+    let at = state.to_path_buf();
+    Ok(Collection {
+        storage: size("KEELWAY_KEEP_STORAGE", &machine.keep_storage)?,
+        free: size("KEELWAY_KEEP_FREE", &machine.keep_free)?,
+        needed: Arc::new(move || keelway_host::needed_images(&at).map_err(|e| e.to_string())),
+    })
+}
+
 /// Everything a run depends on.
 pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Settings, CommandError> {
     let state = state_dir(global, machine)?;
@@ -250,6 +264,7 @@ pub fn settings(global: &Global, names: &Names, machine: &Machine) -> Result<Set
         max_parallel: None,
         pull: false,
         build_time: build_time(machine.source_date.as_deref())?,
+        collection: collection(&state, machine)?,
         clock: clock(machine),
     })
 }

@@ -288,6 +288,15 @@ impl Containers {
         Ok(items.flatten().filter_map(id).map(|id| self.files(&id)).collect())
     }
 
+    /// The images that containers were made of, also those that do not run: a start must find them.
+    pub fn needed(&self) -> Result<Vec<keelway_store::Need>, ContainersError> {
+        let need = |e: Entry| keelway_store::Need {
+            manifest: e.record.digest,
+            who: format!("container {}", e.record.name),
+        };
+        Ok(self.list()?.into_iter().map(need).collect())
+    }
+
     /// By name, id, or the unique beginning of an id.
     pub fn find(&self, word: &str) -> Result<Entry, ContainersError> {
         let entries = self.list()?;

@@ -21,7 +21,7 @@ pub mod trash;
 pub use chunklog::{ChunkLog, ChunkReader};
 pub use fault::{Faults, Step};
 pub use file::{copy_bytes, set_attributes};
-pub use lock::{Lock, LockError};
+pub use lock::{Gate, Lock, LockError};
 pub use near::Near;
 pub use publish::{Sync, publish, publish_from, sync_dir};
 pub use root::{DirItem, NodeKind, Root, Stat};

@@ -48,6 +48,9 @@ pub enum LockError {
 /// Between two tries. flock has no wait with a deadline, so a bounded wait must poll.
 const POLL: Duration = Duration::from_millis(5);
 
+/// The same at a gate, which is never shut for long.
+const GATE_POLL: Duration = Duration::from_millis(1);
+
 impl Lock {
     fn open(path: &Path) -> Result<File, LockError> {
         OpenOptions::new()
@@ -122,9 +125,66 @@ impl AsFd for Lock {
     }
 }
 
+/// A lock file that many pass at once, each for a moment, unless somebody has it alone ([`Lock`] on the same file).
+#[derive(Debug)]
+pub struct Gate {
+    file: File,
+    path: PathBuf,
+}
+
+impl Gate {
+    /// Opens the file, which must never be removed.
+    pub fn open(path: &Path) -> Result<Self, LockError> {
+        Ok(Self { file: Lock::open(path)?, path: path.into() })
+    }
+
+    /// Comes in, once nobody has the lock alone, waiting for that until `deadline`. Whoever is in leaves soon.
+    pub fn enter(&mut self, deadline: Instant) -> Result<(), LockError> {
+        let begun = Instant::now();
+        loop {
+            match self.file.try_lock_shared() {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(GATE_POLL);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(LockError::TimedOut { path: self.path.clone(), waited: begun.elapsed() });
+                }
+                Err(TryLockError::Error(source)) => {
+                    return Err(LockError::Io { path: self.path.clone(), source });
+                }
+            }
+        }
+    }
+
+    /// Goes out.
+    pub fn leave(&mut self) {
+        // It cannot fail for a lock that we have; and closing the file frees it, too.
+        let _ = self.file.unlock();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_pass_a_gate_and_nobody_while_it_is_had_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("g");
+        let (mut one, mut two) = (Gate::open(&path).unwrap(), Gate::open(&path).unwrap());
+        let far = || Instant::now() + Duration::from_secs(60);
+        one.enter(far()).unwrap();
+        two.enter(far()).unwrap();
+        one.leave();
+        assert!(Lock::try_take(&path).unwrap().is_none());
+        two.leave();
+        let alone = Lock::try_take(&path).unwrap().unwrap();
+        let soon = Instant::now() + Duration::from_millis(5);
+        assert!(matches!(one.enter(soon), Err(LockError::TimedOut { .. })));
+        drop(alone);
+        one.enter(far()).unwrap();
+    }
 
     #[test]
     fn one_holder_at_a_time() {

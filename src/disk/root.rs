@@ -61,6 +61,8 @@ pub struct Stat {
     pub gid: u32,
     /// Length in bytes.
     pub size: u64,
+    /// Bytes that it takes of the disk.
+    pub disk: u64,
     /// Number of names.
     pub links: u64,
     /// File system and inode.
@@ -416,6 +418,7 @@ impl Stat {
             uid: s.st_uid,
             gid: s.st_gid,
             size: u64::try_from(s.st_size).unwrap_or(0),
+            disk: u64::try_from(s.st_blocks).unwrap_or(0).saturating_mul(512),
             links: s.st_nlink,
             id: (s.st_dev, s.st_ino),
             mtime: s.st_mtime,

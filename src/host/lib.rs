@@ -14,6 +14,7 @@
 pub mod balancer;
 pub mod boot;
 mod keeper;
+mod needs;
 mod network;
 mod process;
 mod record;
@@ -24,6 +25,7 @@ mod serve;
 
 use keelway_container::{files, wire};
 
+pub use needs::{NeedsError, needed_images};
 pub use serve::{ServeError, serve};
 pub use settings::{
     ArgsError, BalancerSettings, HostSettings, NetworkSettings, Patience, Settings, SuperviseSettings,

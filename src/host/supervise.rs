@@ -13,6 +13,8 @@ mod preflight;
 mod replicas;
 mod state;
 
+pub(crate) use apps::RELEASES;
+
 use crate::settings::{Role, Settings, SuperviseSettings};
 use crate::{keeper, process, record, wire};
 use keelway_container::diary::Diary;

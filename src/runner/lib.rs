@@ -28,7 +28,7 @@ pub mod watch;
 
 pub use perform::{Performer, Subject, Workspace};
 pub use remote::{CachePlace, CacheTo, Caches};
-pub use settings::Settings;
+pub use settings::{Collection, Needed, Settings};
 
 use keelway_engine::Failure;
 use keelway_model::{Diagnostics, ExitCode, SkipReason};

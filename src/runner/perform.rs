@@ -68,6 +68,14 @@ impl Workspace {
     }
 }
 
+impl Workspace {
+    /// The same for one of many runs: what it holds of the store is let go of when this is dropped.
+    pub fn session(&self) -> Result<Self, Failure> {
+        let store = self.store.session().map_err(|e| Failure::outside(e.to_string()))?;
+        Ok(Self { store, ..self.clone() })
+    }
+}
+
 /// What a run is about: where its files come from and what its images are named by.
 #[derive(Clone)]
 pub struct Subject {

@@ -20,7 +20,7 @@ pub(crate) fn says_full(message: &str) -> bool {
 /// The failure, with what to do. A failure of a build holds that of its step, which says it already.
 pub(crate) fn advise(mut failure: Failure, store: &Path) -> Failure {
     let advice = format!(
-        "the disk is full: make room where the store is, then run it again: df -h {}",
+        "the disk is full: make room where the store is (`keelway image prune --all` removes what nothing needs), then run it again: df -h {}",
         store.display()
     );
     if !failure.message.contains(&advice) {
@@ -40,7 +40,7 @@ mod tests {
         let store = Path::new("/s");
         let once = advise(failure, store);
         assert!(once.message.ends_with(
-            "(os error 28); the disk is full: make room where the store is, then run it again: df -h /s"
+            "(os error 28); the disk is full: make room where the store is (`keelway image prune --all` removes what nothing needs), then run it again: df -h /s"
         ));
         let outer = Failure::outside(format!("image: {}", once.message));
         assert_eq!(advise(outer.clone(), store).message, outer.message);

@@ -5,14 +5,19 @@ use keelway_container::network::Range;
 use keelway_engine::Failure;
 use keelway_http::Pem;
 use keelway_model::plan::Grant;
-use keelway_model::{Clock, ExitCode, Redacted, Timestamp};
+use keelway_model::{Bytes, Clock, ExitCode, Redacted, Timestamp};
 use keelway_pipeline::RegistryRule;
 use keelway_registry::{HostSettings, RegistrySettings};
 use keelway_source::GitSettings;
+use keelway_store::{Collected, Need, PruneError, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// For making room after a run, and for deleting what was thrown away.
+const COLLECT: Duration = Duration::from_secs(2);
+const TRASH: Duration = Duration::from_millis(500);
 
 /// Everything a run depends on besides its source.
 #[derive(Clone)]
@@ -63,8 +68,42 @@ pub struct Settings {
     pub pull: bool,
     /// `created` of images that are built without a commit: SOURCE_DATE_EPOCH, else 1970.
     pub build_time: Timestamp,
+    /// How large the store may grow.
+    pub collection: Collection,
     /// Where dates come from.
     pub clock: Arc<dyn Clock>,
+}
+
+/// Says which images somebody needs who holds none of them right now: containers, deployments.
+pub type Needed = Arc<dyn Fn() -> Result<Vec<Need>, String> + Send + Sync>;
+
+/// How large the store may grow, and what must stay in it however large it is.
+#[derive(Clone)]
+pub struct Collection {
+    /// Bytes that it may take; `None` is by the size of its disk.
+    pub storage: Option<Bytes>,
+    /// Bytes that stay free on its disk; `None` likewise.
+    pub free: Option<Bytes>,
+    /// What must stay.
+    pub needed: Needed,
+}
+
+impl Collection {
+    /// Deletes what was thrown away, and removes what is too much, if there is too much: for the time after a result was
+    /// shown. Neither takes much longer than its bound, and what is left to do is the next one's. `None` where nothing
+    /// was too much. Blocking.
+    ///
+    /// # Errors
+    /// Nothing, or not all, could be removed; that is no failure of what was done before.
+    pub fn tidy(&self, store: &Store) -> Result<Option<Collected>, PruneError> {
+        // What is thrown away already may be enough.
+        store.empty_trash(TRASH)?;
+        let collected = store.collect((self.storage, self.free), &*self.needed, COLLECT)?;
+        if collected.is_some() {
+            store.empty_trash(TRASH)?;
+        }
+        Ok(collected)
+    }
 }
 
 impl Settings {

@@ -188,10 +188,16 @@ impl Watching<'_> {
             self.watcher.say(&format!("{short}: its run {run} was interrupted; running it again"));
         }
         let (sink, cancel) = (self.watcher.sink(&run), self.cancel.clone());
-        let report = execute_begun(self.settings, self.workspace, attempt, prepared, sink, cancel).await;
-        // What was thrown away is deleted between two runs, and not for long.
-        let store = self.workspace.store.clone();
-        let _ = tokio::task::spawn_blocking(move || store.empty_trash(TRASH)).await;
+        let workspace = self.workspace.clone();
+        let workspace = blocking(move || workspace.session()).await?;
+        let report = execute_begun(self.settings, &workspace, attempt, prepared, sink, cancel).await;
+        drop(workspace);
+        // Between two runs there is time to make room, though not for long.
+        let (store, collection) = (self.workspace.store.clone(), self.settings.collection.clone());
+        let tidied = tokio::task::spawn_blocking(move || collection.tidy(&store)).await;
+        if let Ok(Err(e)) = tidied {
+            self.watcher.say(&format!("the store is not made smaller: {e}"));
+        }
         match report {
             Ok(report) => {
                 self.watcher.say(&format!("{short}: run {run} ended with exit code {}", report.exit.code()));
@@ -235,9 +241,6 @@ impl Watching<'_> {
         Ok(())
     }
 }
-
-/// How long a round may spend on deleting what was thrown away.
-const TRASH: Duration = Duration::from_millis(500);
 
 /// One look at the branch; blocking. The lines are for people.
 fn look(

@@ -46,7 +46,9 @@ impl Store {
             let here = ran.base.len() == base.snapshots.len() && self.is_here(&ran.output);
             here && ran.base.iter().zip(&base.snapshots).all(|(a, b)| a == b || self.is_same(a, b))
         });
-        found.map(|ran| ran.output)
+        let found = found?;
+        self.use_file(&self.cache(STEPS).join(key.step()?.hex()));
+        Some(found.output)
     }
 
     /// Remembers what the step of this key gave on this base.

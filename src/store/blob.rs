@@ -4,7 +4,9 @@
 //! Publishing one that is there already is fine: both hold the same bytes.
 
 use crate::error::StoreError;
+use crate::hold::Thing;
 use crate::open::{Store, is_unsynced};
+use crate::used::{on_disk, open_quietly};
 use keelway_disk::Step;
 use keelway_model::{Digest, Hasher};
 use std::fs::{File, OpenOptions};
@@ -90,21 +92,40 @@ impl Store {
         self.inner.root.join("blobs/sha256").join(&hex[..2]).join(hex)
     }
 
-    /// Whether the blob is here.
+    /// Whether the blob is here; if so it stays, as long as this store is open.
     pub fn has_blob(&self, digest: &Digest) -> bool {
         self.blob_size(digest).is_some()
     }
 
-    /// The blob's length in bytes, `None` when it is not here.
+    /// The blob's length in bytes, `None` when it is not here; if it is, it stays, as long as this store is open.
     pub fn blob_size(&self, digest: &Digest) -> Option<u64> {
-        self.blob_path(digest).symlink_metadata().ok().map(|m| m.len())
+        let path = self.blob_path(digest);
+        let seen = self.use_file(&path)?;
+        match self.hold(&[Thing::Blob(*digest)]) {
+            Ok(false) => Some(seen.len()),
+            // It may have gone before it was held.
+            Ok(true) => path.symlink_metadata().ok().map(|m| m.len()),
+            Err(e) => {
+                tracing::warn!("{e}");
+                None
+            }
+        }
+    }
+
+    /// Whether the blob is here now; it may be gone in a moment.
+    pub(crate) fn blob_is_there(&self, digest: &Digest) -> bool {
+        self.blob_path(digest).symlink_metadata().is_ok()
     }
 
     /// Opens a blob for reading.
     pub fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
         let path = self.blob_path(digest);
+        self.hold(&[Thing::Blob(*digest)])?;
         match File::open(&path) {
-            Ok(file) => Ok(file),
+            Ok(file) => {
+                self.use_file(&path);
+                Ok(file)
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Err(StoreError::Missing { what: "blob", name: digest.to_string() })
             }
@@ -157,6 +178,9 @@ impl Store {
 
     fn publish_blob(&self, from: &Path, digest: &Digest) -> Result<(), StoreError> {
         let to = self.blob_path(digest);
+        self.hold(&[Thing::Blob(*digest)])?;
+        let size = from.symlink_metadata().map_or(0, |stat| on_disk(&stat));
+        self.inner.grew(size);
         let step = |s| self.inner.faults.step(s).map_err(StoreError::io("publish", &to));
         step(Step::Rename)?;
         match std::fs::rename(from, &to) {
@@ -195,8 +219,9 @@ impl Store {
     }
 }
 
-fn hash_file(path: &Path) -> io::Result<Digest> {
-    let mut file = File::open(path)?;
+/// The digest of a file's bytes; looking is no use.
+pub(crate) fn hash_file(path: &Path) -> io::Result<Digest> {
+    let mut file = open_quietly(path)?;
     let (mut hasher, mut buf) = (Hasher::new(), vec![0; 256 << 10]);
     loop {
         match file.read(&mut buf) {

@@ -4,6 +4,7 @@
 //! still here is a miss, and the step runs again.
 
 use crate::error::StoreError;
+use crate::hold::Thing;
 use crate::open::Store;
 use crate::record;
 use keelway_disk::Sync;
@@ -16,13 +17,16 @@ use std::path::PathBuf;
 /// Longest manifest read, in bytes: the bound of the distribution protocol.
 const MAX_MANIFEST: u64 = 4 << 20;
 
+/// What a record takes of most disks.
+const RECORD: u64 = 4096;
+
 /// What a step with this key gave.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Kept {
-    key: Digest,
-    /// When it was made, for a later collection.
+    pub(crate) key: Digest,
+    /// When it was made.
     made: Timestamp,
-    output: Output,
+    pub(crate) output: Output,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -39,8 +43,13 @@ impl Store {
     /// The output recorded for a key. A record that is damaged, or whose snapshots, blobs or layers are gone, is a
     /// miss, never an error.
     pub fn cache_get(&self, key: &CacheKey) -> Option<Output> {
-        let kept: Kept = record::read(&self.cache("keys").join(key.digest.hex()))?;
-        (kept.key == key.digest && self.is_here(&kept.output)).then_some(kept.output)
+        let path = self.cache("keys").join(key.digest.hex());
+        let kept: Kept = record::read(&path)?;
+        let here = kept.key == key.digest && self.is_here(&kept.output);
+        if here {
+            self.use_file(&path);
+        }
+        here.then_some(kept.output)
     }
 
     /// Records the output of a key, and the parts of the key as the last of its step.
@@ -65,11 +74,22 @@ impl Store {
     ) -> Result<(), StoreError> {
         let folder = self.cache(kind);
         let bytes = record::encode(value).map_err(|e| StoreError::io("write", &folder)(e.into()))?;
+        self.inner.grew(RECORD);
         self.publish(&folder, &name.hex(), &bytes, Sync::No)
     }
 
     pub(crate) fn is_here(&self, output: &Output) -> bool {
-        let chain = |c: &Chain| c.snapshots.iter().all(|s| self.has_snapshot(s));
+        let chain = |c: &Chain| {
+            // All at once: one line written, and not one for each.
+            let things: Vec<Thing> = c.snapshots.iter().cloned().map(Thing::Snapshot).collect();
+            match self.hold(&things) {
+                Ok(_) => c.snapshots.iter().all(|s| self.has_snapshot(s)),
+                Err(e) => {
+                    tracing::warn!("{e}");
+                    false
+                }
+            }
+        };
         match output {
             Output::Nothing | Output::Pushed(_) => true,
             Output::Chain(c) => chain(c),
@@ -83,6 +103,13 @@ impl Store {
     fn has_image(&self, manifest: &Digest) -> bool {
         let Ok(bytes) = self.read_blob(manifest, MAX_MANIFEST) else { return false };
         let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { return false };
+        // All at once: one line written, and not one for each.
+        let parts: Vec<Thing> =
+            manifest.layers.iter().chain([&manifest.config]).map(|d| Thing::Blob(d.digest)).collect();
+        if let Err(e) = self.hold(&parts) {
+            tracing::warn!("{e}");
+            return false;
+        }
         self.has_blob(&manifest.config.digest) && manifest.layers.iter().all(|l| self.has_blob(&l.digest))
     }
 }

@@ -6,19 +6,25 @@
 //! the trash. No key knows anything of them, and what a crash of the machine may have damaged is dropped.
 
 use crate::error::StoreError;
+use crate::hold::Thing;
 use crate::open::{Store, is_unsynced};
 use crate::record;
-use crate::snapshot::Upper;
+use crate::snapshot::{Upper, taken};
+use crate::usage;
 use keelway_disk::{Lock, LockError, Sync};
 use keelway_model::mount::Sharing;
 use keelway_model::{Digest, Hasher, Timestamp};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
 
 /// The format of `meta.json`.
 const META_VERSION: u32 = 1;
+/// How large it is, in bytes of the disk: beside the record, but only while nobody uses it.
+const SIZE: &str = "size.json";
 /// Directories of one id that can be in use at the same time.
 const MAX_SLOTS: u32 = 1_000;
 
@@ -69,7 +75,7 @@ impl CacheMount {
     /// Makes what was written to `upper` its files; where somebody else was sooner, theirs stay.
     pub fn fill(&self, upper: Upper) -> Result<(), StoreError> {
         upper.remember("meta.json", &self.meta())?;
-        upper.move_to(&self.store.mounts().join(&self.name))
+        upper.move_to(&self.store.mounts().join(&self.name)).map(|_| ())
     }
 
     /// Records that it is used now.
@@ -124,10 +130,67 @@ impl Store {
                 Sharing::Private | Sharing::Locked => Lock::try_take(&path),
             };
             if let Some(lock) = lock.map_err(lock_error(&path))? {
+                self.uses_mount(&name)?;
                 return Ok(Some(CacheMount { store: self.clone(), name, id: id.to_owned(), slot, lock }));
             }
         }
         Ok(None)
+    }
+
+    fn used_mounts(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Option<u64>>> {
+        self.inner.mounts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// From now on it stays, and nobody knows how large it is.
+    fn uses_mount(&self, name: &str) -> Result<(), StoreError> {
+        let folder = self.mounts().join(name);
+        let size = folder.join(SIZE);
+        self.used_mounts().entry(name.to_owned()).or_insert_with(|| match folder.exists() {
+            true => record::read(&size),
+            false => Some(0),
+        });
+        match std::fs::remove_file(&size) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("remove", size)(e)),
+            _ => {}
+        }
+        self.hold(&[Thing::Mount(name.to_owned())]).map(|_| ())
+    }
+
+    /// Bytes that a cache mount takes; `None` when there was no time to look.
+    pub(crate) fn mount_size(&self, name: &str, deadline: Option<Instant>) -> Option<u64> {
+        let folder = self.mounts().join(name);
+        let (size, record) = (folder.join(SIZE), folder.join("meta.json"));
+        if let Some(known) = record::read(&size) {
+            return Some(known);
+        }
+        let meta: Option<CacheMountMeta> = record::read(&record);
+        let bytes = taken(&folder.join("fs"), deadline)?;
+        // Remembered unless it is in use, or was meanwhile.
+        if let Ok(Some(_alone)) = Lock::try_take(&self.mount_lock(name))
+            && record::read(&record) == meta
+            && let Ok(text) = record::encode(&bytes)
+            && let Err(e) = self.publish(&folder, SIZE, &text, Sync::No)
+        {
+            tracing::debug!("{e}");
+        }
+        Some(bytes)
+    }
+
+    /// Finds out how large those are that were used through this store, as far as there is time.
+    pub(crate) fn settle_mounts(&self, deadline: Instant) {
+        let names: Vec<String> = self.used_mounts().keys().cloned().collect();
+        for name in names {
+            let Some(now) = self.mount_size(&name, Some(deadline)) else { return };
+            match self.used_mounts().remove(&name).flatten() {
+                Some(before) => {
+                    let grown =
+                        i64::try_from(now).unwrap_or(i64::MAX) - i64::try_from(before).unwrap_or(i64::MAX);
+                    self.inner.grown.fetch_add(grown, Ordering::Relaxed);
+                }
+                // Somebody else used it, too.
+                None => usage::forget(&self.inner.root),
+            }
+        }
     }
 
     /// All cache mounts, by name.
@@ -148,6 +211,12 @@ impl Store {
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
+    }
+
+    /// When a cache mount was used last, `None` when it is not here.
+    pub(crate) fn mount_use(&self, name: &str) -> Option<Timestamp> {
+        let meta: CacheMountMeta = record::read(&self.mounts().join(name).join("meta.json"))?;
+        Some(meta.last_used)
     }
 
     /// Removes a cache mount, unless it is in use; says whether it is gone.

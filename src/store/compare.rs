@@ -11,6 +11,7 @@ use keelway_disk::{DirItem, NodeKind, Root, Stat};
 use keelway_model::SnapshotId;
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::path::Path;
 
 /// Bytes compared at a time.
 const PIECE: usize = 128 << 10;
@@ -27,18 +28,17 @@ pub struct Difference {
 impl Store {
     /// The first difference between two snapshots as layers; `None` when they are the same.
     pub fn first_difference(&self, a: &SnapshotId, b: &SnapshotId) -> Result<Option<Difference>, StoreError> {
-        let open = |id: &SnapshotId| {
-            let dir = self.existing(id)?;
-            Root::open(&dir).map_err(StoreError::io("open", dir))
-        };
-        let (first, second) = (open(a)?, open(b)?);
-        let compare = || -> io::Result<Option<Difference>> {
-            match Pair::default().compare(&first, &second, Pass::Entries)? {
-                None => Pair::default().compare(&first, &second, Pass::Bytes),
-                found => Ok(found),
-            }
-        };
-        compare().map_err(StoreError::io("compare", self.snapshot_dir(a)))
+        let (first, second) = (self.existing(a)?, self.existing(b)?);
+        difference(&first, &second).map_err(StoreError::io("compare", first))
+    }
+}
+
+/// The first difference between two trees as layers.
+pub(crate) fn difference(first: &Path, second: &Path) -> io::Result<Option<Difference>> {
+    let (first, second) = (Root::open(first)?, Root::open(second)?);
+    match Pair::default().compare(&first, &second, Pass::Entries)? {
+        None => Pair::default().compare(&first, &second, Pass::Bytes),
+        found => Ok(found),
     }
 }
 

@@ -20,12 +20,13 @@ use crate::claim::{Claim, ClaimError};
 use crate::error::StoreError;
 use crate::open::Store;
 use crate::record;
-use crate::snapshot::layer_snapshot;
+use crate::snapshot::{Upper, layer_snapshot};
 use keelway_disk::{LockError, Root, Sync};
 use keelway_model::oci::{Descriptor, media};
 use keelway_model::{Bytes, Digest, Hasher, SnapshotId};
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The form of a layer blob.
@@ -41,7 +42,7 @@ pub enum Compression {
 
 impl Compression {
     /// All of them.
-    const ALL: [Self; 3] = [Self::None, Self::Gzip, Self::Zstd];
+    pub(crate) const ALL: [Self; 3] = [Self::None, Self::Gzip, Self::Zstd];
 
     /// The form that a media type says.
     pub fn of_media_type(media_type: &str) -> Result<Self, UnpackError> {
@@ -68,7 +69,7 @@ impl Compression {
             Self::Zstd => media::DOCKER_LAYER_ZSTD,
         }
     }
-    const fn record(self) -> &'static str {
+    pub(crate) const fn record(self) -> &'static str {
         match self {
             Self::None => "layer-none.json",
             Self::Gzip => "layer-gzip.json",
@@ -235,10 +236,10 @@ impl Store {
             return Ok(id);
         }
         let upper = self.begin()?;
-        unpack::unpack(self, &upper, layer, compression, diff_id, limits)?;
+        let size = unpack::unpack(self, &upper, layer, compression, diff_id, limits)?;
         let known = Layer { diff_id: *diff_id, descriptor: layer.clone() };
         upper.remember(compression.record(), &known)?;
-        upper.publish(&id, Some(*diff_id))?;
+        upper.publish(&id, Some(*diff_id), size)?;
         Ok(id)
     }
 
@@ -253,6 +254,20 @@ impl Store {
             unpack::verify(self, layer, compression, diff_id, &UnpackLimits::default())?;
         }
         Ok(id)
+    }
+
+    /// Unpacks a layer once more, to be looked at.
+    pub(crate) fn unpack_again(
+        &self,
+        layer: &Descriptor,
+        form: Compression,
+        diff_id: &Digest,
+    ) -> Result<Upper, UnpackError> {
+        // What this holds is let go of at once.
+        let session = self.session()?;
+        let upper = session.begin()?;
+        unpack::unpack(&session, &upper, layer, form, diff_id, &UnpackLimits::default())?;
+        Ok(upper)
     }
 
     fn remembered(&self, id: &SnapshotId, compression: Compression) -> Option<Layer> {
@@ -294,6 +309,12 @@ impl Store {
             Err(ClaimError::Store(e)) => Err(e),
         }
     }
+}
+
+/// The digest of the tar that the tree in `dir` gives.
+pub(crate) fn tar_digest(dir: &Path) -> io::Result<Digest> {
+    let root = Root::open(dir)?;
+    pipe::digest(|blocks| write::write_tar(&root, blocks))
 }
 
 impl From<CommitError> for StoreError {

@@ -9,8 +9,8 @@
 //!   directory whose lock can be taken is cleaned up.
 //!
 //! Layout: `version`, `blobs/sha256/<2>/<hex>`, `snapshots/<id>/{fs,meta.json,layer-*.json}`,
-//! `refs/`, `cache/{keys,last,steps,memo}`, `mounts/<name>/{fs,meta.json}`, `locks/`, `runs/<id>/`, `trash/`, and the
-//! marks `boot` and `synced`.
+//! `refs/`, `cache/{keys,last,steps,memo}`, `mounts/<name>/{fs,meta.json,size.json}`, `locks/`, `runs/<id>/`, `trash/`, and the
+//! marks `boot` and `synced`, and `usage`, the size of it all.
 //!
 //! The store must not read the clock (but through the [`Clock`](keelway_model::Clock) given), print, or
 //! decide what a step means: it keeps what it is given.
@@ -19,13 +19,17 @@ mod again;
 mod blob;
 mod cache;
 mod cache_mount;
+mod census;
+mod check;
 mod claim;
 mod compare;
 mod error;
 pub mod fuzz;
+mod hold;
 mod key;
 mod layer;
 mod open;
+mod prune;
 mod record;
 mod refs;
 mod snapshot;
@@ -35,17 +39,24 @@ mod tests;
 pub mod tar {
     pub use crate::layer::parse::{Archive, Member, MemberKind, ParseError, is_tar};
 }
+mod usage;
+mod used;
 mod view;
 mod walk;
 
 pub use blob::{BlobWriter, CommitError};
 pub use cache_mount::{CacheMount, CacheMountEntry, CacheMountMeta};
+pub use check::{Checked, Finding};
 pub use claim::{Claim, ClaimError};
 pub use compare::Difference;
 pub use error::{OpenError, StoreError, content_asks_for_it};
+pub use hold::Thing;
 pub use key::{KeyRules, Verdict, keep_everything};
 pub use layer::{Compression, Frames, Layer, TarWriter, UnpackError, UnpackLimits};
 pub use open::{ReapedRun, Store};
+pub use prune::{
+    Aim, Collected, Kind, Limits, Need, NeedsFn, Plan, PruneError, Remaining, Removal, Space, Why,
+};
 pub use refs::Origin;
 pub use snapshot::{LAYER_TIME, SnapshotMeta, Upper};
 pub use view::View;

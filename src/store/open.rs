@@ -6,15 +6,17 @@
 //! those snapshots and hashes those blobs again. So a crash costs cache entries, never a wrong build.
 
 use crate::error::{OpenError, StoreError};
+use crate::hold::Holds;
 use crate::key::Memos;
 use keelway_disk::publish::TEMP_PREFIX;
 use keelway_disk::{Faults, Lock, Step, Sync, Trash, publish_from};
 use keelway_model::Clock;
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -53,6 +55,11 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) trash: Trash,
     pub(crate) memos: Mutex<Memos>,
+    pub(crate) holds: Mutex<Holds>,
+    /// Bytes by which the store has grown through us since it was opened, or since that was written down.
+    pub(crate) grown: AtomicI64,
+    /// Cache mounts that were used through us, and how large they were before where that was known.
+    pub(crate) mounts: Mutex<BTreeMap<String, Option<u64>>>,
     notes: Mutex<File>,
     serial: AtomicU64,
     boot: String,
@@ -83,40 +90,37 @@ impl Store {
         for folder in FOLDERS {
             make_dirs(&root.join(folder))?;
         }
-        let boot = boot_id()?;
-        // One at a time: between making a run directory and locking it, others must not take it for dead.
-        let opening = Lock::take(&root.join("locks/open"), Instant::now() + OPEN_WAIT, &|| false)
-            .map_err(|e| StoreError::io("lock", root.join("locks/open"))(io::Error::other(e)))?;
-        let trash = Trash::at(root.join("trash"));
+        let opening = opening(&root)?;
         let (dead, reaped) = find_dead(&root)?;
-        let (run, lock, mut notes) = make_run(&root, &faults)?;
+        let mut inner = Inner::begin(root, faults, clock)?;
         // Ours to remember before theirs is thrown away: if we die now, the next process still learns of them.
+        let notes = inner.notes.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
         for name in reaped.iter().flat_map(|r| &r.cgroups) {
-            writeln!(notes, "{name}").map_err(StoreError::io("write", run.join("cgroups")))?;
+            writeln!(notes, "{name}").map_err(StoreError::io("write", inner.run.join("cgroups")))?;
+        }
+        if !dead.is_empty() {
+            crate::usage::forget(&inner.root);
         }
         for (dir, lock) in dead {
-            trash.discard(&dir).map_err(StoreError::io("discard", &dir))?;
+            inner.trash.discard(&dir).map_err(StoreError::io("discard", &dir))?;
             drop(lock);
         }
-        crate::claim::sweep(&root.join("locks"))?;
-        let store = Store {
-            inner: Arc::new(Inner {
-                run,
-                reaped,
-                faults,
-                clock,
-                trash,
-                memos: Mutex::new(Memos::new(&root)),
-                notes: Mutex::new(notes),
-                serial: AtomicU64::new(0),
-                boot,
-                _lock: lock,
-                root,
-            }),
-        };
+        crate::claim::sweep(&inner.root.join("locks"))?;
+        inner.reaped = reaped;
+        let store = Store { inner: Arc::new(inner) };
         store.check_after_boot()?;
         drop(opening);
         Ok(store)
+    }
+
+    /// The same store with a run directory, and so with holds, of its own: for one piece of work of a process that lives
+    /// long. It cleans up after nobody.
+    pub fn session(&self) -> Result<Store, StoreError> {
+        let Inner { root, faults, clock, .. } = &*self.inner;
+        let opening = opening(root)?;
+        let inner = Inner::begin(root.clone(), faults.clone(), Arc::clone(clock))?;
+        drop(opening);
+        Ok(Store { inner: Arc::new(inner) })
     }
 
     /// Where the store is, absolute.
@@ -201,8 +205,40 @@ impl Store {
     }
 }
 
+impl Inner {
+    /// With a new run directory. The caller has the lock for opening.
+    fn begin(root: PathBuf, faults: Faults, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+        let boot = boot_id()?;
+        let (run, lock, notes) = make_run(&root, &faults)?;
+        let (trash, memos) = (Trash::at(root.join("trash")), Mutex::new(Memos::new(&root)));
+        let holds = Mutex::new(Holds::begin(&root, &lock)?);
+        Ok(Self {
+            root,
+            run,
+            reaped: Vec::new(),
+            faults,
+            clock,
+            trash,
+            memos,
+            holds,
+            grown: AtomicI64::new(0),
+            mounts: Mutex::default(),
+            notes: Mutex::new(notes),
+            serial: AtomicU64::new(0),
+            boot,
+            _lock: lock,
+        })
+    }
+
+    /// The store takes so many bytes more.
+    pub(crate) fn grew(&self, by: u64) {
+        self.grown.fetch_add(i64::try_from(by).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
+        crate::usage::add(self);
         // Usually only our own two files are left. The lock goes after this; if all fails, the next process
         // reaps the directory.
         for name in ["cgroups", "lock"] {
@@ -227,6 +263,13 @@ pub(crate) fn is_unsynced(path: &Path, mark: Option<std::time::SystemTime>) -> b
 
 fn make_dirs(path: &Path) -> Result<(), StoreError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(StoreError::io("make", path))
+}
+
+/// The lock of opening. One at a time: between making a run directory and locking it, others must not take it for dead.
+fn opening(root: &Path) -> Result<Lock, StoreError> {
+    let path = root.join("locks/open");
+    Lock::take(&path, Instant::now() + OPEN_WAIT, &|| false)
+        .map_err(|e| StoreError::io("lock", path)(io::Error::other(e)))
 }
 
 fn boot_id() -> Result<String, StoreError> {

@@ -32,6 +32,6 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 pub(crate) fn read<T: DeserializeOwned>(path: &std::path::Path) -> Option<T> {
     use std::io::Read;
     let mut bytes = Vec::new();
-    std::fs::File::open(path).ok()?.take(MAX).read_to_end(&mut bytes).ok()?;
+    crate::used::open_quietly(path).ok()?.take(MAX).read_to_end(&mut bytes).ok()?;
     decode(&bytes)
 }

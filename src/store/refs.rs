@@ -9,10 +9,11 @@ use keelway_model::{Digest, ImageRef};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// What a file of `refs` holds.
 #[derive(Serialize, Deserialize)]
-struct Reference {
-    name: ImageRef,
-    target: Descriptor,
+pub(crate) struct Reference {
+    pub(crate) name: ImageRef,
+    pub(crate) target: Descriptor,
     #[serde(default)]
     origin: Origin,
 }
@@ -29,7 +30,7 @@ pub enum Origin {
 }
 
 impl Store {
-    fn reference_file(name: &ImageRef) -> String {
+    pub(crate) fn reference_file(name: &ImageRef) -> String {
         Digest::of(name.to_string().as_bytes()).hex()
     }
     fn refs(&self) -> PathBuf {
@@ -55,7 +56,10 @@ impl Store {
         let reference = Reference { name: name.clone(), target: target.clone(), origin };
         let bytes = record::encode(&reference).map_err(|e| StoreError::io("write", self.refs())(e.into()))?;
         self.sync()?;
-        self.publish(&self.refs(), &Self::reference_file(name), &bytes, Sync::Yes)
+        // Not while a collector takes names away: it could take this one for the old one.
+        self.holds()
+            .pass(|_| self.publish(&self.refs(), &Self::reference_file(name), &bytes, Sync::Yes))
+            .map_err(|e| StoreError::io("write in", self.refs())(std::io::Error::other(e)))?
     }
 
     /// What `name` points at; `None` also when its manifest is gone.
@@ -84,7 +88,7 @@ impl Store {
         for entry in std::fs::read_dir(&dir).map_err(StoreError::io("list", &dir))? {
             let path = entry.map_err(StoreError::io("list", &dir))?.path();
             if let Some(r) = record::read::<Reference>(&path)
-                && self.has_blob(&r.target.digest)
+                && self.blob_is_there(&r.target.digest)
             {
                 out.push((r.name, r.target));
             }
@@ -102,7 +106,7 @@ impl Store {
             let path = entry.map_err(StoreError::io("list", &dir))?.path();
             let found = record::read::<Reference>(&path);
             // What was removed meanwhile is not broken.
-            if !found.as_ref().is_some_and(|r| self.has_blob(&r.target.digest)) && path.exists() {
+            if !found.as_ref().is_some_and(|r| self.blob_is_there(&r.target.digest)) && path.exists() {
                 out.push((path, found.map(|r| r.name)));
             }
         }

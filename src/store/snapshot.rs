@@ -5,15 +5,17 @@
 //! its content, but for a base layer's, which is derived from the layer's diff id.
 
 use crate::error::StoreError;
+use crate::hold::Thing;
 use crate::open::{Store, is_unsynced, random_name};
 use crate::record;
-use crate::walk::{overlay, walk};
-use keelway_disk::{NodeKind, Root, Step};
+use crate::walk::{overlay, walk, walk_living};
+use keelway_disk::{NodeKind, Root, Stat, Step};
 use keelway_model::{Digest, SnapshotId, Timestamp};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 /// The modification time of everything that a step wrote: 1980-01-02 00:00:00 UTC.
 ///
@@ -32,7 +34,7 @@ use std::time::SystemTime;
 pub const LAYER_TIME: Timestamp = Timestamp::from_seconds(315_619_200);
 
 /// The format of `meta.json`.
-const META_VERSION: u32 = 1;
+pub(crate) const META_VERSION: u32 = 1;
 
 /// What is recorded beside a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +44,42 @@ pub struct SnapshotMeta {
     /// The layer that it was unpacked from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_id: Option<Digest>,
+    /// Bytes that its files take of the disk; not known of one that an older Keelway made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
+/// Adds up what entries take of the disk, each file once however many names it has.
+#[derive(Default)]
+pub(crate) struct Size {
+    pub(crate) bytes: u64,
+    linked: HashSet<(u64, u64)>,
+}
+
+impl Size {
+    pub(crate) fn add(&mut self, stat: &Stat) {
+        let once = stat.kind == NodeKind::Directory || stat.links < 2 || self.linked.insert(stat.id);
+        if once {
+            self.bytes = self.bytes.saturating_add(stat.disk);
+        }
+    }
+}
+
+/// What the files beneath `dir` take of the disk; `None` when there was no time for all of them. What cannot be looked at
+/// counts for nothing, and neither does what vanishes meanwhile.
+pub(crate) fn taken(dir: &Path, deadline: Option<Instant>) -> Option<u64> {
+    let (mut size, mut late) = (Size::default(), false);
+    let looked = Root::open(dir).and_then(|root| {
+        walk_living(&root, &mut |v| {
+            size.add(&v.stat);
+            late = deadline.is_some_and(|d| Instant::now() >= d);
+            if late { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+        })
+    });
+    if let Err(e) = looked {
+        tracing::debug!("{}: {e}", dir.display());
+    }
+    (!late).then_some(size.bytes)
 }
 
 /// A writable layer in this process's run directory. Dropping it discards it.
@@ -75,25 +113,33 @@ impl Upper {
     /// Freezes it: every entry gets [`LAYER_TIME`], overlay's private attributes go, and it becomes a snapshot.
     /// Nothing may write to it any more, and no overlay may still be mounted on it.
     pub fn freeze(self) -> Result<SnapshotId, StoreError> {
-        if !self.still {
-            self.make_still()?;
-        }
+        // Looking at sizes alone is much less than making still.
+        let size = match self.still {
+            true => taken(&self.fs, None).unwrap_or_default(),
+            false => self.make_still()?,
+        };
         let id = named(&random_name("s")?)?;
-        self.publish(&id, None)?;
+        self.publish(&id, None, size)?;
         Ok(id)
     }
 
-    fn make_still(&self) -> Result<(), StoreError> {
+    /// Gives what its files take of the disk.
+    fn make_still(&self) -> Result<u64, StoreError> {
         let root = self.root()?;
+        let mut size = Size::default();
         let still = |dir: &Root, name: &[u8], kind: NodeKind| -> io::Result<()> {
             if matches!(kind, NodeKind::Directory | NodeKind::File) {
                 overlay::clean(dir, name)?;
             }
             dir.set_mtime(name, LAYER_TIME.seconds(), 0)
         };
-        walk(&root, &mut |v| still(v.dir, v.name, v.stat.kind))
-            .and_then(|()| still(&root, b"", NodeKind::Directory))
-            .map_err(StoreError::io("freeze", &self.fs))
+        walk(&root, &mut |v| {
+            size.add(&v.stat);
+            still(v.dir, v.name, v.stat.kind)
+        })
+        .and_then(|()| still(&root, b"", NodeKind::Directory))
+        .map_err(StoreError::io("freeze", &self.fs))?;
+        Ok(size.bytes)
     }
 
     /// Puts a record beside the snapshot that this becomes.
@@ -105,15 +151,25 @@ impl Upper {
     }
 
     /// Makes it the snapshot `id`; when there is one of that name already, that one stays.
-    pub(crate) fn publish(self, id: &SnapshotId, diff_id: Option<Digest>) -> Result<(), StoreError> {
-        let meta = SnapshotMeta { version: META_VERSION, diff_id };
+    pub(crate) fn publish(
+        self,
+        id: &SnapshotId,
+        diff_id: Option<Digest>,
+        size: u64,
+    ) -> Result<(), StoreError> {
+        let meta = SnapshotMeta { version: META_VERSION, diff_id, size: Some(size) };
         self.remember("meta.json", &meta)?;
-        let to = self.store.snapshot_path(id);
-        self.move_to(&to)
+        self.store.hold(&[Thing::Snapshot(id.clone())])?;
+        let (store, to) = (self.store.clone(), self.store.snapshot_path(id));
+        if self.move_to(&to)? {
+            store.inner.grew(size);
+        }
+        Ok(())
     }
 
     /// Makes its directory, without the work directory, the one at `to`; when there is one already, that one stays.
-    pub(crate) fn move_to(mut self, to: &Path) -> Result<(), StoreError> {
+    /// Says whether it is this one.
+    pub(crate) fn move_to(mut self, to: &Path) -> Result<bool, StoreError> {
         // Overlayfs leaves an empty directory in it, of mode 0.
         let dir = Root::open(&self.dir).map_err(StoreError::io("open", &self.dir))?;
         dir.remove_all(b"work").map_err(StoreError::io("remove", &self.work))?;
@@ -121,9 +177,9 @@ impl Upper {
         match std::fs::rename(&self.dir, to) {
             Ok(()) => {
                 self.published = true;
-                Ok(())
+                Ok(true)
             }
-            Err(_) if to.join("meta.json").exists() => Ok(()),
+            Err(_) if to.join("meta.json").exists() => Ok(false),
             Err(e) => Err(StoreError::io("publish", to)(e)),
         }
     }
@@ -182,9 +238,22 @@ impl Store {
         chain.iter().enumerate().filter(highest).map(|(_, id)| self.snapshot_dir(id)).collect()
     }
 
-    /// Whether the snapshot is here. (One that may be damaged by a crash was dropped on opening.)
+    /// Whether the snapshot is here; if so it stays, as long as this store is open. (One that may be damaged by a crash
+    /// was dropped on opening.)
     pub fn has_snapshot(&self, id: &SnapshotId) -> bool {
-        self.snapshot_path(id).join("meta.json").exists()
+        let meta = self.snapshot_path(id).join("meta.json");
+        if self.use_file(&meta).is_none() {
+            return false;
+        }
+        match self.hold(&[Thing::Snapshot(id.clone())]) {
+            Ok(false) => true,
+            // It may have gone before it was held.
+            Ok(true) => meta.exists(),
+            Err(e) => {
+                tracing::warn!("{e}");
+                false
+            }
+        }
     }
 
     /// What is recorded beside it.

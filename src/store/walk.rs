@@ -23,6 +23,27 @@ struct Frame {
 /// Visits everything beneath `root`. Only one directory is open at a time however deep the tree is; no
 /// symbolic link is followed. An error names the path.
 pub(crate) fn walk(root: &Root, visit: &mut dyn FnMut(&Visit<'_>) -> io::Result<()>) -> io::Result<()> {
+    walk_through(root, false, visit)
+}
+
+/// The same through a tree that others change meanwhile: what vanishes is passed over.
+pub(crate) fn walk_living(
+    root: &Root,
+    visit: &mut dyn FnMut(&Visit<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    walk_through(root, true, visit)
+}
+
+fn walk_through(
+    root: &Root,
+    living: bool,
+    visit: &mut dyn FnMut(&Visit<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    // A directory may become something else while we look; never is a link followed for one.
+    let inner = |dir: &Root, path: &[u8]| match living {
+        true => dir.open_dir_by_names(path),
+        false => dir.open_dir(path).map(Some),
+    };
     let mut open_path = Vec::new();
     let mut open = root.try_clone()?;
     let mut stack = vec![Frame { path: Vec::new(), names: open.list(b"")?.into_iter() }];
@@ -32,7 +53,11 @@ pub(crate) fn walk(root: &Root, visit: &mut dyn FnMut(&Visit<'_>) -> io::Result<
             continue;
         };
         if open_path != frame.path {
-            open = root.open_dir(&frame.path).map_err(|e| at(&frame.path, &e))?;
+            let Some(found) = inner(root, &frame.path).map_err(|e| at(&frame.path, &e))? else {
+                stack.pop();
+                continue;
+            };
+            open = found;
             open_path.clone_from(&frame.path);
         }
         let mut path = Vec::with_capacity(frame.path.len() + 1 + item.name.len());
@@ -41,11 +66,15 @@ pub(crate) fn walk(root: &Root, visit: &mut dyn FnMut(&Visit<'_>) -> io::Result<
             path.push(b'/');
         }
         path.extend_from_slice(&item.name);
-        let stat = open.stat(&item.name).map_err(|e| at(&path, &e))?;
-        let stat = stat.ok_or_else(|| at(&path, &io::Error::other("it vanished while it was read")))?;
+        let stat = match open.stat(&item.name).map_err(|e| at(&path, &e))? {
+            Some(stat) => stat,
+            None if living => continue,
+            None => return Err(at(&path, &io::Error::other("it vanished while it was read"))),
+        };
         visit(&Visit { dir: &open, name: &item.name, path: &path, stat }).map_err(|e| at(&path, &e))?;
         if stat.kind == NodeKind::Directory {
-            open = open.open_dir(&item.name).map_err(|e| at(&path, &e))?;
+            let Some(found) = inner(&open, &item.name).map_err(|e| at(&path, &e))? else { continue };
+            open = found;
             open_path.clone_from(&path);
             let names = open.list(b"").map_err(|e| at(&path, &e))?.into_iter();
             stack.push(Frame { path, names });

@@ -27,13 +27,16 @@ pub const TESTS: &[Test] = &[
     ("bad_input::hosts_that_cannot_be_trusted_or_reached", hosts_that_cannot_be_trusted_or_reached),
 ];
 
-/// Every file of a store but its locks and what a process keeps of its own: what must be as before.
+/// Every file of a store but its locks, its own count and what a process keeps of its own: what must be as before.
 pub fn content(store: &Path) -> Vec<String> {
     fn walk(dir: &Path, top: &Path, out: &mut Vec<String>) {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let path = entry.path();
             let name = path.strip_prefix(top).expect("it is below").to_string_lossy().into_owned();
-            if ["store/runs", "store/locks", "store/trash", "ledger"].iter().any(|p| name.starts_with(p)) {
+            if ["store/runs", "store/locks", "store/trash", "store/usage", "ledger"]
+                .iter()
+                .any(|p| name.starts_with(p))
+            {
                 continue;
             }
             if path.is_dir() && !path.is_symlink() {
@@ -295,15 +298,15 @@ fn a_full_disk(world: &World) -> Ended {
     }
     assert_eq!(left.1, 0, "a partial blob or layer is left: {:?}", left.0);
     assert_snapshot!(verdict(&env, &step.expect(1).stderr), @r"
-    [CLOCK] x image [3/3] RUN cat /dev/zero > /big: failed after [TIME]: exit code 1; the disk is full: make room where the store is, then run it again: df -h [DIR]/disk/store
+    [CLOCK] x image [3/3] RUN cat /dev/zero > /big: failed after [TIME]: exit code 1; the disk is full: make room where the store is (`keelway image prune --all` removes what nothing needs), then run it again: df -h [DIR]/disk/store
     [CLOCK] x image: failed after [TIME]
     [CLOCK] x image [3/3] RUN cat /dev/zero > /big failed after [TIME]
     [CLOCK]   | cat: write error: No space left on device
-    [CLOCK]   exit code 1; the disk is full: make room where the store is, then run it again: df -h [DIR]/disk/store
+    [CLOCK]   exit code 1; the disk is full: make room where the store is (`keelway image prune --all` removes what nothing needs), then run it again: df -h [DIR]/disk/store
     [CLOCK] x build failed after [TIME], exit code 1 (a step, stage or build failed by its own doing): failed: image
     ");
     assert_snapshot!(verdict(&env, &copy.expect(4).stderr), @r"
-    [CLOCK] x image [2/2] COPY big /big: failed after [TIME]: cannot write /big in the new layer: No space left on device (os error 28); the disk is full: make room where the store is, then run it again: df -h [DIR]/disk/store
+    [CLOCK] x image [2/2] COPY big /big: failed after [TIME]: cannot write /big in the new layer: No space left on device (os error 28); the disk is full: make room where the store is (`keelway image prune --all` removes what nothing needs), then run it again: df -h [DIR]/disk/store
     [CLOCK] x image: failed after [TIME]
     [CLOCK] x build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
     ");

@@ -150,6 +150,9 @@ fn json_is_an_object_a_line_for_every_verb(world: &World) -> Ended {
         ("image pull", &[&name], 0, 1),
         ("image load", &[layout, "other"], 0, 1),
         ("image ls", &[], 0, 3),
+        ("image prune", &["--dry-run", "--keep-storage", "0"], 0, 3),
+        ("store df", &[], 0, 3),
+        ("store check", &["--read-data"], 0, 1),
         (
             "container run",
             &["-d", "--name", "json", "--network", "none", "other", "sh", "-c", "echo said; sleep 1000"],

@@ -83,6 +83,7 @@ fn at_random_moments_of_a_build(world: &World) -> Ended {
     let what =
         env.command("find").arg(env.store().join("store/runs")).arg("-ls").output().expect("find runs");
     assert!(runs.is_empty(), "run directories are left: {}", String::from_utf8_lossy(&what.stdout));
+    env.keelway(&["store", "check", "--read-data"]).expect(0);
     leaks.assert_none();
     Ok(())
 }

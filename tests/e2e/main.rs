@@ -28,6 +28,7 @@ mod reproducible;
 mod rootless;
 mod shipped;
 mod source;
+mod store;
 mod tools;
 mod watch;
 
@@ -95,6 +96,7 @@ fn main() {
         deploy_faults::TESTS,
         exports::TESTS,
         source::TESTS,
+        store::TESTS,
         watch::TESTS,
         registries::TESTS,
         reproducible::TESTS,

@@ -13,14 +13,10 @@ use keelway_model::{Bytes, Diagnostics, Digest, ImageRef, Limits, Platform, Tag}
 use keelway_registry::{Progress, Stage};
 use keelway_runner::run::{Built, SingleBuild, build_image, image_of};
 use keelway_runner::{RunnerError, Settings, Workspace};
-use keelway_store::{Origin, Store};
+use keelway_store::Origin;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long a command may spend on deleting what was thrown away.
-const TRASH: Duration = Duration::from_millis(500);
 
 /// The argument that says when an image counts as made.
 const SOURCE_DATE: &str = "SOURCE_DATE_EPOCH";
@@ -142,7 +138,7 @@ pub async fn build(context: &Context, args: BuildArgs, names: &Names) -> Result<
         }
         Err(e) => Err(e),
     };
-    empty_trash(&workspace.store).await;
+    super::store::tidy(context, &settings, &workspace.store).await;
     done
 }
 
@@ -177,12 +173,6 @@ fn print_image(context: &Context, name: &ImageRef, digest: &Digest) -> Result<()
         Format::Text => context.print(&format!("{digest}\n")),
         Format::Json => context.print_json(&serde_json::json!({"name": name, "digest": digest})),
     }
-}
-
-/// Deletes what was thrown away, on a thread that may block, and not for long. What stays is the next command's.
-pub async fn empty_trash(store: &Store) {
-    let store = store.clone();
-    let _ = tokio::task::spawn_blocking(move || store.empty_trash(TRASH)).await;
 }
 
 /// A line for each transfer that is over.

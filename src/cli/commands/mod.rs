@@ -8,9 +8,10 @@ mod image;
 mod plan;
 mod run;
 mod runs;
+mod store;
 mod watch;
 
-use crate::args::{Cli, DeployVerb, Format, Global, ImageVerb, Verb};
+use crate::args::{Cli, DeployVerb, Format, Global, ImageVerb, StoreVerb, Verb};
 use crate::machine::Machine;
 use crate::outcome::CommandError;
 use crate::render::{self, Style};
@@ -286,6 +287,11 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CommandError> {
             image::load(context, &layout, &image, select.as_deref())
         }
         Verb::Image(ImageVerb::Ls) => image::ls(context),
+        Verb::Image(ImageVerb::Prune(args)) => tokio::task::block_in_place(|| store::prune(context, &args)),
+        Verb::Store(StoreVerb::Df) => tokio::task::block_in_place(|| store::df(context)),
+        Verb::Store(StoreVerb::Check { read_data, repair }) => {
+            tokio::task::block_in_place(|| store::check(context, read_data, repair))
+        }
         Verb::Container(verb) => container::container(context, verb).await,
         Verb::Deploy(verb) => deploy::deploy(context, verb).await,
         Verb::Doctor => tokio::task::block_in_place(|| crate::doctor::doctor(context)),

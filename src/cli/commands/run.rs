@@ -51,6 +51,7 @@ pub async fn run(
     let run = record(&ledger, &prepared)?;
     let show = render::events(&context.style, render::Record::Kept);
     let report = execute(&settings, &workspace, &ledger, &run, prepared, show, context.cancel.token()).await;
-    super::image::empty_trash(&workspace.store).await;
-    CommandError::of_report(&report?)
+    let done = report.map_err(CommandError::from).and_then(|report| CommandError::of_report(&report));
+    super::store::tidy(context, &settings, &workspace.store).await;
+    done
 }

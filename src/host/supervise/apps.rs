@@ -18,7 +18,8 @@ use super::replicas::Replica;
 
 const LEASE: &str = "lease.json";
 const SETTINGS: &str = "app.json";
-const RELEASES: &str = "releases.json";
+/// The file of the releases of an app.
+pub(crate) const RELEASES: &str = "releases.json";
 
 /// An app.
 #[derive(Debug)]

@@ -16,13 +16,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Kept free beyond what a pull needs.
 const SPARE: u64 = 64 << 20;
+/// Images that are kept from being brought in until they are recorded.
+const FRESH: usize = 4;
 /// Unpacked bytes expected for each compressed one, for the look at the disk before a pull.
 const UNPACKED: u64 = 4;
 
 impl Supervisor {
     /// Whether the image can be run without a registry.
     pub(super) async fn has_image(&self, digest: Digest) -> Result<bool, Refusal> {
-        let store = self.store.clone();
+        let store = self.session().await?;
         blocking(move || Ok(is_complete(&store, digest))).await
     }
 
@@ -33,8 +35,10 @@ impl Supervisor {
         access: RegistryAccess,
     ) -> Result<ImageReport, Refusal> {
         let digest = image.digest();
+        let store = self.session().await?;
+        self.keep_for_now(store.clone());
         if self.has_image(digest).await? {
-            self.publish(image).await?;
+            self.publish(&store, image).await?;
             return Ok(ImageReport { local: true, fetched: Bytes(0) });
         }
         let client = client(image, access)?;
@@ -45,7 +49,7 @@ impl Supervisor {
         };
         let refused = |e: RegistryError| refusal(image, &e);
         let found = client
-            .fetch_image(&self.store, &image.to_ref(), &Platform::host(), progress.clone())
+            .fetch_image(&store, &image.to_ref(), &Platform::host(), progress.clone())
             .await
             .map_err(refused)?;
         if found.descriptor.digest != digest {
@@ -55,16 +59,16 @@ impl Supervisor {
         let packed: u64 = found.manifest.layers.iter().map(|l| l.size).sum();
         self.check_disk(packed.saturating_mul(1 + UNPACKED))?;
         client
-            .fetch_layers(&self.store, image.repository(), &found.manifest, &found.config, progress)
+            .fetch_layers(&store, image.repository(), &found.manifest, &found.config, progress)
             .await
             .map_err(refused)?;
-        self.publish(image).await?;
+        self.publish(&store, image).await?;
         Ok(ImageReport { local: false, fetched: Bytes(fetched.total()) })
     }
 
     /// Unpacks, then makes the image survive a crash of the machine.
-    async fn publish(&self, image: &PushedDigest) -> Result<(), Refusal> {
-        let (store, name, digest) = (self.store.clone(), image.to_ref(), image.digest());
+    async fn publish(&self, store: &Store, image: &PushedDigest) -> Result<(), Refusal> {
+        let (store, name, digest) = (store.clone(), image.to_ref(), image.digest());
         blocking(move || {
             Image::prepare(&store, digest).map_err(|e| unpack_refusal(&e))?;
             let size = store.blob_size(&digest).unwrap_or(0);
@@ -73,6 +77,22 @@ impl Supervisor {
             store.set_reference(&name, &descriptor).map_err(|e| full_or_failed(e.to_string()))
         })
         .await
+    }
+
+    /// The store for one order: what it holds is let go of after it.
+    async fn session(&self) -> Result<Store, Refusal> {
+        let store = self.store.clone();
+        blocking(move || store.session().map_err(|e| full_or_failed(e.to_string()))).await
+    }
+
+    /// An image is here before anything says that it is needed: the release is recorded next. So the last few that were
+    /// brought in stay.
+    fn keep_for_now(&self, store: Store) {
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        fresh.push_back(store);
+        if fresh.len() > FRESH {
+            fresh.pop_front();
+        }
     }
 
     fn check_disk(&self, needed: u64) -> Result<(), Refusal> {

@@ -29,6 +29,8 @@ const BEYOND_GRACE: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(20);
 /// For deleting what replicas wrote; the rest goes with the next one.
 const TRASH: Duration = Duration::from_secs(10);
+/// For making room where there is too little.
+const COLLECT: Duration = Duration::from_secs(5);
 /// Logs of removed replicas that are kept for each app.
 const KEPT_LOGS: usize = 40;
 
@@ -358,9 +360,18 @@ impl Supervisor {
         .map_err(|e| disk(&e, &format!("remove the files of replica {}", replica.id)))?;
         // What a killed keeper left in the store and the cgroup tree is found when the store is opened, and what
         // replicas wrote is deleted.
-        let cleared = tokio::task::spawn_blocking(move || match record::open_store(&settings) {
-            Ok(store) => store.empty_trash(TRASH).map(drop).map_err(|e| e.to_string()),
-            Err(error) => Err(error.to_string()),
+        // A host that is deployed to again and again must not fill up: what no release and no replica needs goes, when there
+        // is too much.
+        let cleared = tokio::task::spawn_blocking(move || {
+            let store = record::open_store(&settings).map_err(|e| e.to_string())?;
+            store.empty_trash(TRASH).map_err(|e| e.to_string())?;
+            let needs = || crate::needed_images(&settings.root).map_err(|e| e.to_string());
+            let collected = store.collect((None, None), &needs, COLLECT).map_err(|e| e.to_string())?;
+            if let Some(done) = collected {
+                tracing::info!(bytes = done.bytes, after = done.after, "removed what nobody needs");
+                store.empty_trash(TRASH).map_err(|e| e.to_string())?;
+            }
+            Ok::<(), String>(())
         });
         if let Ok(Err(error)) = cleared.await {
             tracing::warn!(%error, "cannot clear up the store");

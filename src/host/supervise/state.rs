@@ -11,7 +11,7 @@ use keelway_deploy::protocol::{Refusal, RefusalKind, ReplicaId};
 use keelway_disk::Trash;
 use keelway_model::ids::AppName;
 use keelway_store::Store;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +22,8 @@ const NETWORK: &str = "network.json";
 pub(super) struct Supervisor {
     pub settings: Settings,
     pub store: Store,
+    /// What holds the images that came in last.
+    pub fresh: Mutex<VecDeque<Store>>,
     pub boot: Boot,
     apps: Mutex<BTreeMap<AppName, Arc<App>>>,
     /// The slot that was given out last. Held while the network is changed.
@@ -38,6 +40,7 @@ impl Supervisor {
         let this = Arc::new(Self {
             settings,
             store,
+            fresh: Mutex::default(),
             boot,
             apps: Mutex::new(apps),
             network: tokio::sync::Mutex::new(last),

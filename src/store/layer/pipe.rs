@@ -39,6 +39,8 @@ pub(super) struct Blocks {
 enum Sink {
     Plain(BlobWriter),
     Packed(Packed),
+    /// Only hashed.
+    Digest(Hasher),
 }
 
 /// The way of a compressed layer.
@@ -170,6 +172,10 @@ impl Blocks {
         match &mut self.sink {
             Sink::Plain(blob) => blob.write_all(&self.block[..length]),
             Sink::Packed(packed) => packed.add(&mut self.block, length),
+            Sink::Digest(hasher) => {
+                hasher.update(&self.block[..length]);
+                Ok(())
+            }
         }
     }
 }
@@ -262,6 +268,15 @@ pub(super) fn run(
     let (digest, size) = blob.commit(None)?;
     let descriptor = Descriptor::new(compression.media_type(), digest, size);
     Ok(Layer { diff_id: diff_id.unwrap_or(digest), descriptor })
+}
+
+/// The digest of what `produce` gives.
+pub(super) fn digest(produce: impl FnOnce(&mut Blocks) -> io::Result<()>) -> io::Result<Digest> {
+    let mut blocks = Blocks::new(Sink::Digest(Hasher::new()));
+    produce(&mut blocks)?;
+    blocks.flush()?;
+    let Sink::Digest(hasher) = blocks.sink else { unreachable!("it was made to hash") };
+    Ok(hasher.finish())
 }
 
 fn packed(

@@ -35,10 +35,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 const PIECE: usize = 256 << 10;
 const PIECES: usize = 16;
 
+/// What most file systems give out at once.
+const BLOCK: u64 = 4096;
+
 /// The mode of a directory that only a path implies.
 const IMPLIED_MODE: u32 = 0o755;
 
-/// Unpacks into `upper`; the caller publishes it, or drops it after an error.
+/// Unpacks into `upper`; the caller publishes it, or drops it after an error. Gives what its files take of the disk, by
+/// their lengths.
 pub(super) fn unpack(
     store: &Store,
     upper: &Upper,
@@ -46,22 +50,23 @@ pub(super) fn unpack(
     compression: Compression,
     diff_id: &Digest,
     limits: &UnpackLimits,
-) -> Result<(), UnpackError> {
+) -> Result<u64, UnpackError> {
     let blob = open(store, layer)?;
     let root = upper.root()?;
     let (pieces, reader) = sync_channel(PIECES);
-    let found = std::thread::scope(|scope| {
+    let (found, size) = std::thread::scope(|scope| {
         let source = scope.spawn(move || decompress(blob, compression, &layer.digest, limits, &pieces));
         let mut unpacker = Unpacker::new(store, root, layer.digest, *limits);
         let unpacked = unpacker.run(Archive::new(Pieces { reader, piece: Vec::new(), at: 0 }));
         // What broke the stream is the cause of what then broke the archive.
         match source.join() {
             Ok(Err(e)) => Err(e),
-            Ok(Ok(found)) => unpacked.map(|()| found),
+            Ok(Ok(found)) => unpacked.map(|()| (found, unpacker.disk)),
             Err(_) => Err(unpacker.malformed(0, "the decompressor failed".into())),
         }
     })?;
-    promised(layer, diff_id, found)
+    promised(layer, diff_id, found)?;
+    Ok(size)
 }
 
 /// Whether a blob holds the tar that `diff_id` names; writes nothing.
@@ -208,6 +213,8 @@ struct Unpacker<'s> {
     /// Directories get their times last: making entries in them changes those.
     times: BTreeMap<Vec<u8>, (i64, u32)>,
     dropped: u64,
+    /// What files and directories take, in whole blocks.
+    disk: u64,
 }
 
 enum Failed {
@@ -229,7 +236,7 @@ fn refuse<T>(why: &str) -> Result<T, Failed> {
 impl<'s> Unpacker<'s> {
     fn new(store: &'s Store, root: Root, layer: Digest, limits: UnpackLimits) -> Self {
         let times = BTreeMap::from([(Vec::new(), (LAYER_TIME.seconds(), 0))]);
-        Self { store, root, layer, limits, entries: 0, parent: None, times, dropped: 0 }
+        Self { store, root, layer, limits, entries: 0, parent: None, times, dropped: 0, disk: 0 }
     }
 
     fn malformed(&self, offset: u64, why: String) -> UnpackError {
@@ -310,6 +317,7 @@ impl<'s> Unpacker<'s> {
             MemberKind::File(_) => self.file(name, member, archive)?,
             MemberKind::Directory => {
                 self.parent().mkdir(name, 0o700)?;
+                self.disk += BLOCK;
                 if was.is_some_and(|s| s.kind == overlay::WHITEOUT) {
                     overlay::set_opaque(self.parent(), name)?;
                 }
@@ -401,6 +409,7 @@ impl<'s> Unpacker<'s> {
         self.store.inner.faults.step(Step::Create)?;
         let parent = self.parent();
         let mut file = parent.create_file(name, 0o600)?;
+        let mut written = 0u64;
         loop {
             let bytes = archive.fill()?;
             if bytes.is_empty() {
@@ -409,6 +418,7 @@ impl<'s> Unpacker<'s> {
             self.store.inner.faults.step(Step::Write)?;
             file.write_all(bytes)?;
             let n = bytes.len();
+            written += n as u64;
             archive.consume(n);
         }
         // In this order: changing the owner clears the set-id bits and the capabilities.
@@ -417,7 +427,9 @@ impl<'s> Unpacker<'s> {
             parent.set_xattr(name, key, value)?;
         }
         file.set_permissions(Permissions::from_mode(member.mode))?;
-        Ok(parent.set_mtime(name, member.mtime.0, member.mtime.1)?)
+        parent.set_mtime(name, member.mtime.0, member.mtime.1)?;
+        self.disk += written.next_multiple_of(BLOCK);
+        Ok(())
     }
 
     fn hard_link(&self, target: &[u8], path: &[u8]) -> Result<(), Failed> {

@@ -18,6 +18,7 @@ use keelway_container::{Image, Process, RestartPolicy, Stop, process};
 use keelway_model::plan::UserSpec;
 use keelway_model::{Bytes, Digest, ImageRef};
 use keelway_sandbox::CapSet;
+use keelway_store::Store;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -43,11 +44,13 @@ pub async fn run(context: &Context, place: &Place, args: RunArgs) -> Result<(), 
     }
     let mut asked = asked(&args)?;
     let name: ImageRef = args.image.parse().map_err(|e| CommandError::usage(format!("{e}")))?;
-    let (digest, image) = ready(context, place, &name, &args.names).await?;
+    let (digest, image, store) = ready(context, place, &name, &args.names).await?;
     if asked.health.is_none() && args.health_cmd.is_none() {
         asked.health = image.config.config.healthcheck.as_ref().and_then(of_image);
     }
     let entry = create(place, &args, asked, digest, &image)?;
+    // From now on the container's record says that its image is needed.
+    drop(store);
     let post = place.post(&entry);
     if args.detach {
         detached(context, place, &post, &entry).await
@@ -56,13 +59,13 @@ pub async fn run(context: &Context, place: &Place, args: RunArgs) -> Result<(), 
     }
 }
 
-/// Brings the image into the store, unless it is there, and unpacks it.
+/// Brings the image into the store, unless it is there, and unpacks it; there it stays while the store is open.
 async fn ready(
     context: &Context,
     place: &Place,
     name: &ImageRef,
     names: &Names,
-) -> Result<(Digest, Image), CommandError> {
+) -> Result<(Digest, Image, Store), CommandError> {
     let find = || -> Result<_, CommandError> {
         let store = keeping::open_store(&place.state).map_err(CommandError::outside)?;
         let known = store.reference(name).map_err(CommandError::outside)?;
@@ -77,9 +80,10 @@ async fn ready(
     let descriptor =
         known.ok_or_else(|| CommandError::outside(format!("{name} was pulled and is not there")))?;
     let digest = descriptor.digest;
+    let held = store.clone();
     let prepared = tokio::task::spawn_blocking(move || Image::prepare(&store, digest)).await;
     let image = prepared.map_err(CommandError::outside)?.map_err(CommandError::outside)?;
-    Ok((digest, image))
+    Ok((digest, image, held))
 }
 
 fn create(
