@@ -204,11 +204,21 @@ pub struct RunArgs {
     pub label: Vec<String>,
     #[command(flatten)]
     pub names: crate::args::Names,
-    /// The image; it is pulled when the store does not have it
-    pub image: String,
-    /// The command, in place of the image's
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
+    /// The image, which is pulled when the store does not have it, and a command in place of the image's. Whatever comes
+    /// after the image is the command's
+    #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE [COMMAND]")]
+    words: Vec<String>,
+}
+
+impl RunArgs {
+    /// The image.
+    pub fn image(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+    /// The command, empty for the image's.
+    pub fn command(&self) -> &[String] {
+        self.words.get(1..).unwrap_or_default()
+    }
 }
 
 /// The flags of `container exec`.
@@ -229,9 +239,18 @@ pub struct ExecArgs {
     /// Where [default: as the container]
     #[arg(long, short, value_name = "DIR")]
     pub workdir: Option<String>,
-    /// Name or id
-    pub container: String,
-    /// The command
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
+    /// Name or id, and the command. Whatever comes after the name is the command's
+    #[arg(required = true, num_args = 2.., trailing_var_arg = true, value_name = "CONTAINER COMMAND")]
+    words: Vec<String>,
+}
+
+impl ExecArgs {
+    /// Name or id.
+    pub fn container(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+    /// The command.
+    pub fn command(&self) -> &[String] {
+        self.words.get(1..).unwrap_or_default()
+    }
 }

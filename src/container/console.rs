@@ -1,6 +1,7 @@
 //! A container's input and output: where they go besides its log.
 
 use keelway_model::LogStream;
+use std::io;
 use std::os::fd::OwnedFd;
 
 /// What a container's process is given as standard input, output and error.
@@ -35,6 +36,7 @@ pub enum Input {
 pub trait Tee: Send + Sync {
     /// It runs.
     fn started(&self, input: Input);
-    /// It wrote this. Blocks for as long as whoever reads it does.
-    fn output(&self, stream: LogStream, bytes: &[u8]);
+    /// It wrote this. Blocks for as long as whoever reads it does. On an error the stream is closed, so that the container
+    /// learns as from a pipe of its own that nobody reads any more.
+    fn output(&self, stream: LogStream, bytes: &[u8]) -> io::Result<()>;
 }

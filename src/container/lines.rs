@@ -137,6 +137,8 @@ pub struct Reader {
     held: Vec<u8>,
     /// Whether files were replaced faster than they were read.
     lost: bool,
+    /// Bytes read so far.
+    taken: u64,
 }
 
 fn open(dir: &Path, name: &str) -> io::Result<Option<File>> {
@@ -155,7 +157,8 @@ fn same(a: &File, b: &File) -> io::Result<bool> {
 impl Reader {
     /// At the beginning of what `dir` holds; a log that is not there yet is an empty one.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        let mut reader = Self { dir: dir.into(), files: VecDeque::new(), held: Vec::new(), lost: false };
+        let mut reader =
+            Self { dir: dir.into(), files: VecDeque::new(), held: Vec::new(), lost: false, taken: 0 };
         // The files may change places between the two looks: then the one has the other's name.
         let current = open(dir, CURRENT)?;
         let previous = open(dir, PREVIOUS)?;
@@ -174,6 +177,7 @@ impl Reader {
     /// The records that are there now, at most some; none means that there are no more for now.
     pub fn more(&mut self) -> io::Result<Vec<Line>> {
         let mut lines = Vec::new();
+        let before = self.taken;
         loop {
             if self.files.is_empty() {
                 let Some(file) = open(&self.dir, CURRENT)? else { return Ok(lines) };
@@ -182,8 +186,10 @@ impl Reader {
             let Some(file) = self.files.front_mut() else { return Ok(lines) };
             let mut bytes = Vec::new();
             let read = file.take(MAX_READ as u64).read_to_end(&mut bytes)?;
+            self.taken += read as u64;
             self.take_in(&bytes, &mut lines);
-            if read == MAX_READ {
+            // Somebody may write faster than this reads.
+            if self.taken - before >= MAX_READ as u64 {
                 return Ok(lines);
             }
             if read == 0 && !self.next_file(&mut lines)? {
@@ -234,6 +240,11 @@ impl Reader {
 /// one line count as one.
 pub fn last(dir: &Path, count: Option<usize>) -> io::Result<(Vec<Line>, Reader)> {
     let mut reader = Reader::open(dir)?;
+    // Somebody may write faster than this reads: what is there now has an end.
+    let mut there = 0u64;
+    for file in &reader.files {
+        there += file.metadata()?.len();
+    }
     let mut kept: VecDeque<Line> = VecDeque::new();
     let mut whole = 0;
     loop {
@@ -247,6 +258,9 @@ pub fn last(dir: &Path, count: Option<usize>) -> io::Result<(Vec<Line>, Reader)>
             while count.is_some_and(|count| whole > count) {
                 whole -= usize::from(kept.pop_front().is_none_or(|l| l.whole));
             }
+        }
+        if reader.taken >= there {
+            break;
         }
     }
     if count == Some(0) {

@@ -257,8 +257,12 @@ fn drain(
         if read == 0 {
             return first;
         }
-        if let Some(tee) = tee {
-            tee.output(stream, &buffer[..read]);
+        if let Some(Err(e)) = tee.map(|tee| tee.output(stream, &buffer[..read])) {
+            tracing::debug!("nobody reads {stream:?} of the container any more: {e}");
+            let mut rest = Vec::new();
+            splitter.end(now, &mut rest);
+            let done = log.lock().unwrap_or_else(PoisonError::into_inner).append(&rest);
+            return first.and(done);
         }
     }
 }

@@ -197,7 +197,7 @@ fn an_unknown_base(world: &World) -> Ended {
     let dir = context(&env, "c", &[("Dockerfile", &format!("FROM {name}\nRUN true\n"))]);
     assert_snapshot!(refused(&env, 4, || build(&env, &dir, &[])), @r"
     [CLOCK] x image: failed after [TIME]: Dockerfile:1: FROM 127.0.0.1:[PORT]/no/such:1: cannot pull 127.0.0.1:[PORT]/no/such:1: 127.0.0.1:[PORT] has nothing by this name, or hides it from this login; check the name, or run `docker login 127.0.0.1:[PORT]` (or another tool that writes docker's config.json); 127.0.0.1:[PORT]/no/such:1 is not in this machine's store either: `keelway image load DIR 127.0.0.1:[PORT]/no/such:1` takes it from an OCI layout, `keelway image pull 127.0.0.1:[PORT]/no/such:1` from its registry
-    [CLOCK] x build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
+    [CLOCK] x [RUN] failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
     ");
     Ok(())
 }
@@ -211,7 +211,7 @@ fn a_registry_that_is_down(world: &World) -> Ended {
     let dir = context(&env, "c", &[("Dockerfile", &format!("FROM {host}/base/x:1\n"))]);
     assert_snapshot!(refused(&env, 4, || build(&env, &dir, &[])), @r"
     [CLOCK] x image: failed after [TIME]: Dockerfile:1: FROM 127.0.0.1:[PORT]/base/x:1: cannot pull 127.0.0.1:[PORT]/base/x:1: cannot connect to 127.0.0.1:[PORT]: connection refused; check that it runs and that the port is right; 127.0.0.1:[PORT]/base/x:1 is not in this machine's store either: `keelway image load DIR 127.0.0.1:[PORT]/base/x:1` takes it from an OCI layout, `keelway image pull 127.0.0.1:[PORT]/base/x:1` from its registry
-    [CLOCK] x build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
+    [CLOCK] x [RUN] failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
     ");
     Ok(())
 }
@@ -259,7 +259,7 @@ fn a_wrong_digest(world: &World) -> Ended {
     let dir = context(&env, "c", &[("Dockerfile", &format!("FROM {name}\nRUN true\n"))]);
     assert_snapshot!(refused(&env, 4, || build(&env, &dir, &[])), @r"
     [CLOCK] x image: failed after [TIME]: Dockerfile:1: FROM 127.0.0.1:[PORT]/base/x@sha256:[DIGEST]: cannot pull 127.0.0.1:[PORT]/base/x@sha256:[DIGEST]: manifest: expected sha256:[DIGEST], got sha256:[DIGEST]; nothing of it was kept. 127.0.0.1:[PORT], or something between here and it, is broken or hostile: push the image again, or pull from elsewhere; 127.0.0.1:[PORT]/base/x@sha256:[DIGEST] is not in this machine's store either: `keelway image load DIR 127.0.0.1:[PORT]/base/x@sha256:[DIGEST]` takes it from an OCI layout, `keelway image pull 127.0.0.1:[PORT]/base/x@sha256:[DIGEST]` from its registry
-    [CLOCK] x build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
+    [CLOCK] x [RUN] failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
     ");
     Ok(())
 }
@@ -303,12 +303,12 @@ fn a_full_disk(world: &World) -> Ended {
     [CLOCK] x image [3/3] RUN cat /dev/zero > /big failed after [TIME]
     [CLOCK]   | cat: write error: No space left on device
     [CLOCK]   exit code 1; the disk is full: make room where the store is (`keelway image prune --all` removes what nothing needs), then run it again: df -h [DIR]/disk/store
-    [CLOCK] x build failed after [TIME], exit code 1 (a step, stage or build failed by its own doing): failed: image
+    [CLOCK] x [RUN] failed after [TIME], exit code 1 (a step, stage or build failed by its own doing): failed: image
     ");
     assert_snapshot!(verdict(&env, &copy.expect(4).stderr), @r"
     [CLOCK] x image [2/2] COPY big /big: failed after [TIME]: cannot write /big in the new layer: No space left on device (os error 28); the disk is full: make room where the store is (`keelway image prune --all` removes what nothing needs), then run it again: df -h [DIR]/disk/store
     [CLOCK] x image: failed after [TIME]
-    [CLOCK] x build failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
+    [CLOCK] x [RUN] failed after [TIME], exit code 4 (the world outside failed: registry, repository, host, disk, permission): failed: image
     ");
     after.expect(0);
     Ok(())

@@ -9,6 +9,7 @@ mod caches;
 mod commands;
 mod container;
 mod container_death;
+mod container_streams;
 mod contexts;
 mod copying;
 mod deploy;
@@ -80,6 +81,7 @@ fn main() {
         commands::TESTS,
         container::TESTS,
         container_death::TESTS,
+        container_streams::TESTS,
         contexts::TESTS,
         copying::TESTS,
         fetching::TESTS,

@@ -79,6 +79,8 @@ impl Context {
 
 /// Parses, runs, ends.
 pub fn main() -> ExitCode {
+    // Before Linux 5.11 it cannot, and what this was started with stays open in what lives on.
+    let _ = keelway_sandbox::pass_on_nothing();
     let mut args: Vec<OsString> = std::env::args_os().collect();
     let rootless = args.get(1).is_some_and(|a| a == keelway_sandbox::rootless::ROOTLESS_ARGUMENT);
     if rootless {

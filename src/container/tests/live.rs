@@ -178,8 +178,9 @@ impl Tee for Heard {
             *self.input.lock().unwrap() = Some(pipe);
         }
     }
-    fn output(&self, stream: LogStream, bytes: &[u8]) {
+    fn output(&self, stream: LogStream, bytes: &[u8]) -> std::io::Result<()> {
         self.text.lock().unwrap().push((stream, bytes.to_vec()));
+        Ok(())
     }
 }
 

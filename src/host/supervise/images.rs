@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Kept free beyond what a pull needs.
 const SPARE: u64 = 64 << 20;
-/// Images that are kept from being brought in until they are recorded.
+/// Images that are kept from being brought in until they are recorded, at most.
 const FRESH: usize = 4;
 /// Unpacked bytes expected for each compressed one, for the look at the disk before a pull.
 const UNPACKED: u64 = 4;
@@ -36,7 +36,7 @@ impl Supervisor {
     ) -> Result<ImageReport, Refusal> {
         let digest = image.digest();
         let store = self.session().await?;
-        self.keep_for_now(store.clone());
+        self.keep_for_now(digest, store.clone());
         if self.has_image(digest).await? {
             self.publish(&store, image).await?;
             return Ok(ImageReport { local: true, fetched: Bytes(0) });
@@ -87,12 +87,19 @@ impl Supervisor {
 
     /// An image is here before anything says that it is needed: the release is recorded next. So the last few that were
     /// brought in stay.
-    fn keep_for_now(&self, store: Store) {
+    fn keep_for_now(&self, image: Digest, store: Store) {
         let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-        fresh.push_back(store);
+        fresh.retain(|(other, _)| *other != image);
+        fresh.push_back((image, store));
         if fresh.len() > FRESH {
             fresh.pop_front();
         }
+    }
+
+    /// A release says now that the image is needed.
+    pub(super) fn is_recorded(&self, image: Digest) {
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        fresh.retain(|(other, _)| *other != image);
     }
 
     fn check_disk(&self, needed: u64) -> Result<(), Refusal> {

@@ -74,7 +74,9 @@ impl Supervisor {
                 self.read_logs(&app, replica, tail).await.map(Reply::Logs)
             }
             Order::RecordRelease { record, .. } => {
+                let image = record.release.spec.image.digest();
                 app()?.record_release(*record)?;
+                self.is_recorded(image);
                 Ok(Reply::Ok)
             }
         }

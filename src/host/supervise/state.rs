@@ -9,6 +9,7 @@ use crate::record::{self, ReplicaFiles};
 use crate::settings::Settings;
 use keelway_deploy::protocol::{Refusal, RefusalKind, ReplicaId};
 use keelway_disk::Trash;
+use keelway_model::Digest;
 use keelway_model::ids::AppName;
 use keelway_store::Store;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,7 +24,7 @@ pub(super) struct Supervisor {
     pub settings: Settings,
     pub store: Store,
     /// What holds the images that came in last.
-    pub fresh: Mutex<VecDeque<Store>>,
+    pub fresh: Mutex<VecDeque<(Digest, Store)>>,
     pub boot: Boot,
     apps: Mutex<BTreeMap<AppName, Arc<App>>>,
     /// The slot that was given out last. Held while the network is changed.

@@ -17,21 +17,22 @@ const WINDOW: (u16, u16) = (24, 80);
 
 pub async fn exec(_: &Context, place: &Place, args: ExecArgs) -> Result<(), CommandError> {
     terminal::check(args.interactive, args.tty)?;
-    let entry = place.find(&args.container)?;
+    let entry = place.find(args.container())?;
     if !entry.files.is_kept() {
-        return Err(CommandError::usage(format!("container {} is not running", args.container)));
+        return Err(CommandError::usage(format!("container {} is not running", args.container())));
     }
     let mut record = entry.record.clone();
     // As the container's own process, with what is said here over it.
     record.asked.env.extend(run::environment(&[], &args.env)?);
     record.asked.terminal = args.tty;
+    let argv = args.command().to_vec();
     if let Some(user) = args.user {
         record.asked.user = Some(UserSpec(user));
     }
     if let Some(dir) = args.workdir {
         record.asked.cwd = Some(dir);
     }
-    let (post, argv) = (place.post(&entry), args.command);
+    let post = place.post(&entry);
     let made = tokio::task::spawn_blocking(move || supervisor::joining(&post, &record, argv)).await;
     let mut spec = made.map_err(CommandError::outside)?.map_err(CommandError::outside)?;
     spec.cwd = Path::new("/").join(&spec.cwd);

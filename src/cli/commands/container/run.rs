@@ -43,7 +43,7 @@ pub async fn run(context: &Context, place: &Place, args: RunArgs) -> Result<(), 
         terminal::check(args.interactive, args.tty)?;
     }
     let mut asked = asked(&args)?;
-    let name: ImageRef = args.image.parse().map_err(|e| CommandError::usage(format!("{e}")))?;
+    let name: ImageRef = args.image().parse().map_err(|e| CommandError::usage(format!("{e}")))?;
     let (digest, image, store) = ready(context, place, &name, &args.names).await?;
     if asked.health.is_none() && args.health_cmd.is_none() {
         asked.health = image.config.config.healthcheck.as_ref().and_then(of_image);
@@ -101,7 +101,7 @@ fn create(
     };
     let process = Process::of(&image.config.config, &over).map_err(|e| CommandError::usage(e.to_string()))?;
     let (argv, stop_signal) = (process.argv, process.stop_signal);
-    let (name, image) = (args.name.clone(), args.image.clone());
+    let (name, image) = (args.name.clone(), args.image().to_owned());
     Ok(place.containers.create(New { name, image, digest, argv, stop_signal, asked })?)
 }
 
@@ -266,7 +266,7 @@ fn asked(args: &RunArgs) -> Result<Asked, CommandError> {
             true => Vec::new(),
             false => vec![e.clone()],
         }),
-        command: args.command.clone(),
+        command: args.command().to_vec(),
         env: environment(&args.env_file, &args.env)?,
         cwd: args.workdir.clone(),
         user: args.user.clone().map(UserSpec),

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -93,7 +93,7 @@ fn pump_input(to: OwnedFd) {
     });
 }
 
-/// Copies a container's output to ours. A reader that is gone does not stop the container.
+/// Copies a container's output to ours.
 fn write_output(stream: LogStream, bytes: &[u8]) -> io::Result<()> {
     match stream {
         LogStream::Stdout => {
@@ -117,15 +117,16 @@ struct Progress {
 
 /// A thread that copies a stream until it ends.
 struct Pump {
-    from: Arc<File>,
+    /// The thread's: when nobody takes what it writes it closes the stream, and the process learns of it.
+    from: Weak<File>,
     progress: Arc<Progress>,
     thread: JoinHandle<()>,
 }
 
 impl Pump {
     fn begin(from: OwnedFd, mut to: impl FnMut(&[u8]) -> io::Result<()> + Send + 'static) -> Self {
-        let (from, progress) = (Arc::new(File::from(from)), Arc::new(Progress::default()));
-        let (stream, seen) = (Arc::clone(&from), Arc::clone(&progress));
+        let (stream, progress) = (Arc::new(File::from(from)), Arc::new(Progress::default()));
+        let (from, seen) = (Arc::downgrade(&stream), Arc::clone(&progress));
         let thread = std::thread::spawn(move || {
             let mut buffer = vec![0; BUFFER];
             loop {
@@ -138,6 +139,7 @@ impl Pump {
                         seen.read.fetch_add(n as u64, Ordering::SeqCst);
                         if to(&buffer[..n]).is_err() {
                             seen.deaf.store(true, Ordering::SeqCst);
+                            break;
                         }
                         seen.written.fetch_add(n as u64, Ordering::SeqCst);
                     }
@@ -152,7 +154,7 @@ impl Pump {
 
     /// Bytes that can be read.
     fn waiting(&self) -> u64 {
-        rustix::io::ioctl_fionread(&*self.from).unwrap_or(0)
+        self.from.upgrade().map_or(0, |from| rustix::io::ioctl_fionread(&*from).unwrap_or(0))
     }
 
     /// Waits until everything that its process had written when it ended is with our reader, however slow that is. What
@@ -210,8 +212,8 @@ impl Tee for Here {
             }
         }
     }
-    fn output(&self, stream: LogStream, bytes: &[u8]) {
-        let _ = write_output(stream, bytes);
+    fn output(&self, stream: LogStream, bytes: &[u8]) -> io::Result<()> {
+        write_output(stream, bytes)
     }
 }
 
