@@ -54,6 +54,8 @@ fn background(world: &World) -> Ended {
         ),
     );
     assert_eq!(code, Some(0), "a container has the lock of who started it");
+    let (_, code) = shell(&yard, "until $K container logs --tail 1 fast | grep -q y; do sleep 0.05; done");
+    assert_eq!(code, Some(0), "it wrote nothing");
     // It writes faster than anybody reads, and what is there has an end.
     for arguments in ["--tail 3", "--since 1s | tail -n 3", "| tail -n 3"] {
         let (out, code) = shell(&yard, &format!("$K container logs fast {arguments}"));
