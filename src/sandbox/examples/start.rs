@@ -91,7 +91,7 @@ impl Bench {
     }
 
     fn warm(&self, name: &str, runs: usize, network: &Network, memory: bool) -> Result<(), Failed> {
-        let label = format!("{memory}-{}", name.len());
+        let label = format!("{memory}-{network:?}");
         let mut times = Vec::with_capacity(runs);
         for i in 0..runs + WARM {
             let time = self.one(&format!("{label}-{i}"), network, memory)?;
